@@ -1,4 +1,4 @@
-"""The Python interface to a run: the command line's stages as methods, and the run's tables as DataFrames."""
+"""The Python interface to a run: methods that run the command line's stages, or return a table as a DataFrame."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ STAGES = ("generate", "score", "pair", "train", "eval")
 
 
 class Run:
-    """A run folder with its recipe. Each stage method does the work that is missing and returns {entry name: counts}.
+    """A run folder and its recipe. Each stage method does only the missing work and returns {recipe entry: counts}.
 
-    Open one with `Run("runs/x", recipe="recipe.yaml")`, `Run("runs/x", generate={"base": {...}})` or `Run("runs/x")`.
+    Open a run with `Run("runs/x", recipe="recipe.yaml")`, `Run("runs/x", generate={"base": {...}})` or `Run("runs/x")`.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Run:
 
     # -- offline rounds -------------------------------------------------------------------------------------------
     def rounds(self) -> Iterator[Run]:
-        """Yield the run of every round of a recipe with `rounds`, in order; run its stages before taking the next one.
+        """Yield one run per round of a recipe with `rounds`. Run all stages of a round before you take the next round.
 
-        Raises UsageError if the recipe or the folder is unfit for rounds, NotYet if a round's model is not trained.
+        Raises UsageError if the recipe or the folder does not allow rounds, NotYet if a round's model is not trained.
         """
         from prefkit.evaluate.reuse import copy_base
 
@@ -62,7 +62,7 @@ class Run:
             processes.lead(self.save_recipe)
 
     def round(self, number: int) -> Run:
-        """Return the run RUN/rounds/NUMBER. Raises UsageError, NotYet if the round before has no trained model."""
+        """Return the run in RUN/rounds/NUMBER. Raises UsageError, or NotYet if the previous round is not trained."""
         from prefkit.models.load.trained import trained_model
 
         trained = rounds.check(self.recipe)
@@ -105,7 +105,7 @@ class Run:
     def stage(self, verb: str, names: Sequence[str] = (), **options: Any) -> dict[str, Any]:
         """Run the stage `verb` on its recipe entries `names` (default: all).
 
-        Raises PrefkitError. TooManyFailures is raised only at the end, when every entry is done.
+        Raises PrefkitError; TooManyFailures only after all entries are done.
         """
         processes = group()
         reader.set_background(self.recipe.background)
@@ -114,7 +114,7 @@ class Run:
         self.store = Store(self.recipe.run)
         chosen = resolve.chosen_names(self.recipe, verb, names)
         try:
-            if verb == "score":  # scorers share their passes over the images
+            if verb == "score":  # all scorers run together, so that they share passes over the images
                 results = _stage("score", "run_scores")(self.store, self.recipe, chosen, **options)
             elif verb == "pair":
                 results = processes.lead(lambda: self._each(verb, chosen, options))
@@ -135,13 +135,13 @@ class Run:
         if broken:
             raise TooManyFailures(
                 f"{verb} is done, but more items failed than max_failed allows ({'; '.join(broken)}). "
-                f"`prefkit report {shell_quoted(self.folder)}` shows why; running {verb} again retries them.",
+                f"`prefkit report {shell_quoted(self.folder)}` shows why. Run {verb} again to retry these items.",
                 results,
             )
         return results
 
     def begin(self) -> tuple[bool, list[str]]:
-        """Create the run folder. Returns (True if the run is new, names of the files that the folder already held)."""
+        """Create the run folder. Returns (True if the run is new, file names that the folder already held)."""
         new, folder = not self.store.exists(), self.store.folder
         files = [path.name for path in folder.iterdir()] if new and folder.exists() else []
         self.store = Store.create(self.recipe.run)
@@ -150,7 +150,6 @@ class Run:
         return new, files
 
     def save_recipe(self) -> None:
-        """Write RUN/recipe.yaml."""
         write_atomic(self.store.folder / "recipe.yaml", reader.dump(self.recipe))
 
     def _each(self, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +165,7 @@ class Run:
         return pd.DataFrame([dataclasses.asdict(r) for r in self.store.requests()])
 
     def candidates(self, generator: str | None = None) -> pd.DataFrame:
-        """Return all columns except images and payloads; to read those, use `run.store.iter_candidates()`."""
+        """Return a table of candidates. To read their images and payloads, use `run.store.iter_candidates()`."""
         import pandas as pd
 
         columns = ["id", "request_id", "index", "seed", "path", "sha256", "extra", "error"]
@@ -175,7 +174,7 @@ class Run:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns, "generator"])
 
     def scores(self) -> pd.DataFrame:
-        """Return one row per candidate id and one column per score; NaN means not scored, or failed."""
+        """Return a table with one row per candidate and one column per score. NaN: not scored, or scoring failed."""
         import pandas as pd
 
         tables: Mapping[str, Any] = {
@@ -184,7 +183,7 @@ class Run:
         return pd.DataFrame(tables).rename_axis("id").reset_index()
 
     def pairs(self, name: str) -> pd.DataFrame:
-        """Return all columns of a pair set except the image bytes. Raises UsageError if it does not exist."""
+        """Return a pair set as a table without the image bytes. Raises UsageError if the pair set does not exist."""
         import pandas as pd
         import pyarrow.parquet as pq
 
@@ -192,7 +191,7 @@ class Run:
         files = sorted(self.store.pairs(name).glob("*/*.parquet"))
         if not files:
             known = ", ".join(self.store.names("pairs")) or "none"
-            raise UsageError(f"{self.store.folder} has no pairs called {name!r}. Its pair sets are: {known}.")
+            raise UsageError(f"{self.store.folder} has no pair set called {name!r}. Its pair sets are: {known}.")
         columns = [c for c in pq.read_schema(files[0]).names if not c.startswith("jpg_")]
         return pd.concat(
             [pd.read_parquet(f, columns=columns).assign(split=f.parent.name) for f in files], ignore_index=True

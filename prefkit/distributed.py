@@ -1,9 +1,9 @@
-"""Processes and devices: ranks, barriers, work for rank 0 alone, shards of lists, sums of tensors over processes.
+"""Processes and devices: barriers, work that only rank 0 does, shards of lists, sums of tensors over processes.
 
-`group()` returns the group of processes that were launched together (by `accelerate launch` or torchrun, or with RANK,
-WORLD_SIZE, MASTER_ADDR and MASTER_PORT set), or this process alone. They communicate through the launcher's key-value
-store, so a barrier needs neither NCCL nor gloo and has no timeout: it ends when all processes have arrived or one has
-died (prefkit.heartbeat). `Processes` adds the collectives that training needs.
+`group()` returns the group of processes that were launched together, or this process alone. A launch is made by
+`accelerate launch` or torchrun, or has RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set. Its processes communicate
+through the launcher's key-value store, so a barrier needs neither NCCL nor gloo and has no timeout. A barrier ends when
+all processes have arrived or one has died (prefkit.heartbeat). `Processes` adds the collectives that training needs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-#: limit for one collective on tensors. Waiting for rank 0's work has no limit: it uses the key-value store
+#: limit for one collective on tensors; waiting through the key-value store has no limit
 TIMEOUT = timedelta(minutes=30)
-BUCKET = 32 * 1024 * 1024  # elements per all-reduce
+BUCKET = 32 * 1024 * 1024  # gradient elements that one all-reduce sums (approximately)
 T = TypeVar("T")
 
 
 class Group:
-    """The group of launched processes, seen from process `rank` of `count`. Without a store, they cannot communicate.
+    """The group of launched processes, as process `rank` of `count` sees it. Without a store, it cannot communicate.
 
     All processes must make the same calls in the same order. Values are sent as JSON.
     """
@@ -67,7 +67,7 @@ class Group:
         return self._store is None or self._leading
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """Return this process's shard of `items`, a list that is equal in all processes."""
+        """Return this process's shard of `items`, which must be equal in all processes."""
         return list(items[self.rank :: self.count])
 
     # -- communication --------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class Group:
         self.gather(None)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, by rank."""
+        """Return a list of the values of all processes, ordered by rank."""
         if self.alone:
             return [value]
         self._calls += 1
@@ -96,7 +96,7 @@ class Group:
         return result
 
     def lead(self, work: Callable[[], T]) -> T:
-        """Run `work` in rank 0 while the other processes wait. Every process returns its result or raises its error."""
+        """Run `work` in rank 0 while the other processes wait. All return the result or raise the error."""
         if self.alone:
             return work()
         if not self.main:
@@ -116,7 +116,7 @@ class Group:
         return value
 
     def each(self, work: Callable[[], T]) -> list[T]:
-        """Run `work` in every process and return all results by rank. An error in one process is raised in all."""
+        """Run `work` in every process and return all results, ordered by rank. An error in one is raised in all."""
         if self.alone:
             return [work()]
         try:
@@ -128,14 +128,14 @@ class Group:
 
     @contextmanager
     def held(self, *locks: AbstractContextManager[None]) -> Iterator[None]:
-        """Hold locks for all processes: rank 0 acquires them, and releases them when all have left the block."""
+        """Hold `locks` for all processes: rank 0 acquires them, and releases them when all have left the block."""
         with ExitStack() as stack:
             self.lead(lambda: [stack.enter_context(lock) for lock in locks] and None)
             yield
             self.wait()
 
     def first_to_say(self, text: str) -> bool:
-        """True if no other process has asked about this text yet: a text that each process prints n times appears n times."""
+        """True in the process that asks first about `text`: what every process prints n times appears n times."""
         if self.alone:
             return True
         self._printed[text] += 1
@@ -147,7 +147,7 @@ class Group:
         return first.decode() == str(self._rank)
 
     def failure(self) -> ProcessError | None:
-        """Check now if another process has failed, and return its failure, which explains a collective's error."""
+        """Check now for a failed process. Returns its error (the likely cause of a collective's error), or None."""
         if self.heart is None:
             return None
         self.heart.look()
@@ -184,13 +184,13 @@ def _described(error: Exception) -> dict[str, Any]:
 
 
 def _result(message: dict[str, Any]) -> Any:
-    """Return the value in another process's message, or raise the error in it, marked as already reported there."""
+    """Return the value in another process's message, or raise the error in it, marked as reported elsewhere."""
     if "error" not in message:
         return message["value"]
     name, text, code, state = (message["error"][key] for key in ("kind", "text", "code", "state"))
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, PrefkitError):
-        error: PrefkitError = kind.__new__(kind, text)  # the arguments of its constructor are in its state
+        error: PrefkitError = kind.__new__(kind, text)  # without __init__: `state` holds all attributes
         vars(error).update(state)
     else:
         error = ProcessError(f"{name}: {text}")
@@ -223,9 +223,9 @@ def _connect(rank: int, count: int) -> Group:
         store, *_ = next(rendezvous("env://", rank, count, timeout=timedelta(seconds=START)))
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        text = f"process {rank} of {count} cannot reach the others at MASTER_ADDR {os.environ['MASTER_ADDR']}: {reason}"
+        text = f"process {rank} of {count} cannot reach MASTER_ADDR {os.environ['MASTER_ADDR']}: {reason}"
         raise ProcessError(text) from error
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the launcher's store survives a failed attempt
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # a restarted launch gets the store of the failed one
     hosting = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     return Group(rank, count, PrefixStore(f"prefkit/{attempt}", store), hosting)
 
@@ -237,7 +237,7 @@ def end(code: int) -> None:
 
 
 def _at_exit() -> None:
-    end(1 if hasattr(sys, "last_value") else 0)  # set by an uncaught exception
+    end(1 if hasattr(sys, "last_value") else 0)  # an uncaught exception sets sys.last_value
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------
@@ -250,10 +250,10 @@ def check_device(wanted: str) -> None:
     if kind not in available or (index and not index.isdigit()):
         raise UsageError(f"unknown device {wanted!r}; choose cpu, cuda or mps.")
     if not available[kind]:
-        raise UsageError(f"device {wanted!r}: this machine, or its torch, has no {kind}. Remove `device`, or set cpu.")
+        raise UsageError(f"device {wanted!r}: torch finds no {kind} here. Remove `device`, or set it to cpu.")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UsageError(
-            f"device {wanted!r}: this process has {torch.cuda.device_count()} GPUs, numbered from 0. Set cuda."
+            f"device {wanted!r}: this process has {torch.cuda.device_count()} GPUs, numbered from 0. Use cuda."
         )
 
 
@@ -268,25 +268,25 @@ def device_of(wanted: str | None) -> str:
 
 
 def _local_gpu() -> int:
-    """Return this process's GPU index, by LOCAL_RANK or RANK. The launcher may have hidden all other GPUs from it."""
+    """Return this process's GPU index: LOCAL_RANK or RANK, modulo the number of GPUs that the process can see."""
     import torch
 
     rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK"))
     index = int(rank or "0") % max(1, torch.cuda.device_count())
     if rank is not None:
-        torch.cuda.set_device(index)  # also for code that names no device
+        torch.cuda.set_device(index)  # for code that names no device
     return index
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
 class Processes:
-    """Collectives on tensors between the processes of a training. This is process `rank` of `count`, on `device`."""
+    """Collectives on tensors for training in several processes. This one is process `rank` of `count`, on `device`."""
 
     def __init__(self, device: str | None = None) -> None:
         import torch
         from accelerate import PartialState
 
-        # without cpu=True on a machine without a GPU, accelerate would treat every process as alone
+        # on a machine without a GPU, accelerate would treat every process as alone unless cpu=True
         state = PartialState(cpu=device_of(device).startswith("cpu"), timeout=TIMEOUT)
         self.group = group()
         self.rank, self.count, self.main = state.process_index, state.num_processes, state.is_main_process

@@ -10,7 +10,7 @@ PrefkitError                 exit code 1
 ├── CaptureError             a pipeline works in a way that prefkit does not support or could not verify
 ├── ProcessError             another process of the launch failed or was killed
 ├── PluginError              a plug-in (scorer, strategy, objective, family, generator) broke its contract
-├── TrainingError            a loss that is not finite, nothing to train, and the like
+├── TrainingError            training cannot continue: a loss is not finite, nothing is trainable, ...
 └── TooManyFailures          exit code 3: the stage is done, but more items failed than `max_failed` allows
 """
 
@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-#: phrases in torch's RuntimeErrors on a CPU and on MPS that mean out of memory
+#: phrases in torch's out-of-memory errors on CPU and MPS, which are plain RuntimeErrors
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class PrefkitError(Exception):
     exit_code = 1
-    #: True if another process of the launch raised this error first; that process reports it
+    #: True if another process of the launch raised this error and reports it
     elsewhere = False
 
 
@@ -38,7 +38,7 @@ class RecipeError(UsageError):
 
 
 class NotYet(UsageError):
-    """The result of an earlier stage is missing. verb: the stage to run; names: the recipe entries that make it."""
+    """The result of an earlier stage is missing. verb: that stage; names: the recipe entries to run it on."""
 
     def __init__(self, text: str, verb: str, names: Iterable[str] = ()) -> None:
         super().__init__(text)
@@ -78,7 +78,7 @@ class TrainingError(PrefkitError):
 
 
 class TooManyFailures(PrefkitError):
-    """More items failed than `max_failed` allows. The stage is done; counts: its result."""
+    """More items failed than `max_failed` allows. The stage is done; counts: the stage's result."""
 
     exit_code = 3
 

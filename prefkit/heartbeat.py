@@ -18,12 +18,12 @@ from prefkit.errors import ProcessError
 EVERY = 5.0  # seconds between two beats
 SILENCE = 60.0  # seconds without a beat after which a process counts as dead
 GRACE = 15.0  # seconds for the main thread to end by itself after another process has failed
-START = 600.0  # seconds until all processes must have started
-ENDED = "ended "  # written instead of the number, followed by the exit code
+START = 600.0  # seconds within which all processes must start
+ENDED = "ended "  # a process that ends writes this and its exit code instead of the number
 
 
 class Heartbeat(threading.Thread):
-    """Beats for process `rank` of `count` until `end` is called. `failure` is the reason to stop, or None."""
+    """Sends the beats of process `rank` of `count` until `end`. failure: the error that must stop it, or None."""
 
     def __init__(self, store: Any, rank: int, count: int) -> None:
         super().__init__(daemon=True, name="heartbeat")
@@ -34,7 +34,7 @@ class Heartbeat(threading.Thread):
         self.beats = 0
 
     def meet(self) -> None:
-        """Send the first beat and wait for all other processes' first beats. Raises ProcessError after START s."""
+        """Send the first beat and wait for the first beat of every process. Raises ProcessError after START seconds."""
         self.store.set(f"beat/{self.rank}", "0")
         deadline = time.monotonic() + START
         while not self.store.check([f"beat/{other}" for other in self.last]):
@@ -71,19 +71,19 @@ class Heartbeat(threading.Thread):
                 self.failure.exit_code, self.failure.elsewhere = code, True
             elif not value.startswith(ENDED) and time.monotonic() - when > SILENCE:
                 self.failure = ProcessError(
-                    f"process {other} of {self.count} was killed, or its machine is gone: no heartbeat for "
+                    f"process {other} of {self.count} was killed, or its machine failed: it sent no heartbeat for "
                     f"{SILENCE:.0f} s. Finished work is kept; run the same command again to continue."
                 )
 
     def _read(self) -> None:
-        """Update `last`: process -> (value, time of its last change)."""
+        """Update `last`, which maps each other process to (value, time when the value last changed)."""
         values = self.store.multi_get([f"beat/{other}" for other in self.last])
         for other, value in zip(list(self.last), (text.decode() for text in values), strict=True):
             if value != self.last[other][0]:
                 self.last[other] = (value, time.monotonic())
 
     def check(self) -> None:
-        """Raise the failure, if any, or ProcessError if another process has ended while this one waits for it."""
+        """Raise `failure` if set, or ProcessError if another process has ended while this process waits for it."""
         if self.failure is not None:
             raise self.failure
         for other, (value, _) in self.last.items():
@@ -93,7 +93,7 @@ class Heartbeat(threading.Thread):
                 )
 
     def end(self, code: int, hosting: bool) -> None:
-        """Publish that this process ends. hosting: it holds the store, so it ends after all others."""
+        """Tell the other processes that this one ends. hosting: this process holds the store, so it must end last."""
         self.stopping.set()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(EVERY)
@@ -103,7 +103,7 @@ class Heartbeat(threading.Thread):
             while hosting and time.monotonic() < deadline and not self._all_ended():
                 time.sleep(0.05)
         except RuntimeError:
-            return  # the store is gone, and with it the process that held it
+            return  # the process that held the store has ended
 
     def _all_ended(self) -> bool:
         self._read()

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TOLERANCE = 2  # levels of 255: a profile that shifts every colour by at most this counts as sRGB
-#: colour space of a profile -> Pillow mode of the pixels that the profile describes
+TOLERANCE = 2  # levels (0..255); a profile that shifts colours by at most this much counts as sRGB
+#: a profile's colour space -> Pillow mode of the pixels
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 SRGB, CONVERTED, BROKEN = "", "profile", "broken_profile"
 
 
 def to_srgb(image: Image, profile: bytes | None) -> Image:
-    """Return an image (mode L, RGB, CMYK or LAB) unchanged, or as a new RGB image if its profile is not sRGB.
+    """Convert an image (L, RGB, CMYK or LAB) to RGB if it is LAB or its profile is not sRGB; else return it unchanged.
 
     Uses the perceptual intent, as viewers do. Ignores a profile that is broken or does not match the pixels' mode.
     """
@@ -27,7 +27,7 @@ def to_srgb(image: Image, profile: bytes | None) -> Image:
 
 
 def kind_of(profile: bytes | None, mode: str) -> str:
-    """Return SRGB (also without a profile), CONVERTED (to be converted) or BROKEN. mode: L, RGB, CMYK or LAB."""
+    """Return SRGB (or no profile), CONVERTED (to be converted) or BROKEN (damaged, or for a mode other than `mode`)."""
     if not profile:
         return SRGB
     try:
@@ -61,7 +61,7 @@ def _transform(profile: bytes) -> tuple[str, Any, bool]:
 
     opened = ImageCms.getOpenProfile(io.BytesIO(profile))
     mode = MODES[opened.profile.xcolor_space.strip()]
-    # only 256 greys are transformed, so be exact: the library's shortcut is off by 10 levels in dark tones
+    # the optimised transform is off by 10 levels in dark greys; 256 values need no optimisation
     flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
     srgb = ImageCms.createProfile("sRGB")
     transform = ImageCms.buildTransform(opened, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags)
@@ -77,7 +77,7 @@ def _lab() -> tuple[str, Any, bool]:
 
 
 def _max_shift(mode: str, transform: Any) -> int:
-    """Return how far the transform shifts a colour at most, in levels, over 17 x 17 x 17 colours and all greys."""
+    """Return the largest change of a channel by the transform, in levels, over 17 x 17 x 17 colours and all greys."""
     import numpy as np
     from PIL import Image
 

@@ -1,14 +1,14 @@
 """Decode images to RGB pixels as a viewer shows them, for scorers, judges, pages, caches and exports.
 
-The rules follow. RULES is their version, a part of every cache key and fingerprint that depends on pixels:
+RULES is the version of these rules; every cache key and fingerprint that depends on pixels contains it:
 
 - the EXIF orientation is applied; if there are several frames (GIF, WebP, APNG, TIFF), the first one is used
 - pixels with a colour profile are converted to sRGB; a profile that is sRGB or broken changes nothing (prefkit/icc.py)
-- values of more than 8 bits are scaled to 8 bits. Integers of 9 to 16 bits are scaled by their full range. The range of
-  floats and of 32-bit integers is unknown, so white is the first of 1 (floats only), 255 and 65535 that no value
-  exceeds; else the full range of integers, the largest value of floats. Negative values are black; an image with
-  values that are not finite is damaged
-- transparency is composited on the background: white, unless the recipe's `background` says otherwise
+- values of more than 8 bits are scaled to 8 bits. Integers of 9 to 16 bits are scaled by their full range. Floats and
+  32-bit integers have no known range: white is the smallest of 1 (floats only), 255 and 65535 that no value exceeds. If
+  all are exceeded, white is the floats' largest value or the integers' full range. Negative values become black. An
+  image with values that are not finite counts as damaged
+- transparent pixels are composited on the recipe's `background` (default: white)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 RULES = 2
-ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
+ORIENTATION = 0x0112  # EXIF tag; its values 5 to 8 swap width and height
 #: EXIF orientation -> method of Image.Transpose that makes the image upright
 TRANSPOSE = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
              7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
@@ -34,7 +34,7 @@ WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 256, 257, 258, 262, 339  # TIF
 #: PNG chunks that can hold an orientation
 METADATA_CHUNKS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 TRAITS = ("transparent", "profile", "broken_profile", "deep", "turned", "animated")
-#: Pillow stretches 2- and 4-bit samples to 8 bits, but not the grey that a PNG declares transparent: the missing factor
+#: raw mode -> factor for the grey that a PNG declares transparent: Pillow scales only the pixels to 8 bits
 STRETCHED = {"L;2": 85, "L;4": 17}
 RESIZED_DIFFERENTLY = ("1", "P", "CMYK")
 Source = bytes | str | Path
@@ -47,14 +47,14 @@ class Background:
 
     @classmethod
     def set(cls, name: str) -> None:
-        """Set the colour from a CSS colour (white, #f5f5dc). Raises ValueError for an unknown one."""
+        """Set the colour, given in CSS notation such as white or #f5f5dc. Raises ValueError if it is unknown."""
         from PIL import ImageColor
 
         cls.colour = ImageColor.getrgb(name)[:3]
 
     @classmethod
     def rules(cls) -> str:
-        """Return the rules' version and the colour, a part of the key of everything that is made from pixels."""
+        """Return the version of the rules and the colour, for the cache keys of everything made from pixels."""
         return f"{RULES} on {cls.name()}"
 
     @classmethod
@@ -68,7 +68,7 @@ class Background:
 
 
 def rgb(source: Source, draft: int | None = None) -> Image:
-    """Decode an image to RGB uint8 by the rules above. Raises OSError or ValueError for any damaged image.
+    """Decode an image to RGB uint8 by the rules of this module. Raises OSError or ValueError for any damaged image.
 
     draft: a JPEG may be decoded faster, at a smaller size whose sides are at least `draft` pixels.
     """
@@ -88,8 +88,8 @@ def rgb(source: Source, draft: int | None = None) -> Image:
 def native(source: Source) -> Image | None:
     """Return the upright image in its own mode if that mode (P, 1, CMYK) resizes differently from RGB, else None.
 
-    For scorers whose published code resizes before it converts to RGB (a palette is then not interpolated). None also
-    for images with transparency or a colour profile. Raises the same errors as `rgb`.
+    Also None for images with transparency or a colour profile. Used by scorers whose published code resizes before it
+    converts to RGB. Raises the same errors as `rgb`.
     """
     with _image(source) as image:
         if image.mode not in RESIZED_DIFFERENTLY or image.has_transparency_data or image.info.get("icc_profile"):
@@ -111,7 +111,7 @@ def storable(image: Image, kind: str) -> Image:
 
 
 def _split(image: Image, opened: Image, sample: str) -> tuple[Image, Image | None]:
-    """Return (8-bit colours as L, RGB, CMYK or LAB; alpha as L, or None if opaque). sample: from `_sample`."""
+    """Split an image into 8-bit colours (mode L, RGB, CMYK or LAB) and alpha (mode L; None if opaque)."""
     from PIL import Image as pil
 
     key: Any = image.info.get("transparency")
@@ -127,7 +127,7 @@ def _split(image: Image, opened: Image, sample: str) -> tuple[Image, Image | Non
         image = image.convert("LA")
     if image.mode == "LA":
         return image.getchannel("L"), image.getchannel("A")
-    if image.mode in ("L", "RGB"):  # one colour, given in the file's own depth, is transparent
+    if image.mode in ("L", "RGB"):  # one colour is transparent; the file gives it in its own bit depth
         image = image.copy()
         if image.mode == "L":
             image.info["transparency"] = STRETCHED.get(sample, 1) * key
@@ -138,7 +138,7 @@ def _split(image: Image, opened: Image, sample: str) -> tuple[Image, Image | Non
 
 
 def _eight_bits(values: Any, opened: Image) -> Image:
-    """Scale floats or integers of more than 8 bits, [H, W], to a mode L image. opened: the file, for its TIFF tags."""
+    """Scale floats, or integers of more than 8 bits, [H, W], to mode L. opened: the image file, for its TIFF tags."""
     import numpy as np
     from PIL import Image
 
@@ -146,7 +146,7 @@ def _eight_bits(values: Any, opened: Image) -> Image:
     bits, signed = (tags.get(BITS) or (16,))[0], (tags.get(SAMPLE_FORMAT) or (1,))[0] == 2
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
-            raise ValueError("some of its values are not finite")
+            raise ValueError("some pixel values are not finite")
         most = float(values.max(initial=0.0))
         top = next((top for top in (1.0, 255.0, 65535.0) if most <= top), most)
         levels = np.rint(values.clip(0, top) * (255.0 / top))
@@ -157,23 +157,23 @@ def _eight_bits(values: Any, opened: Image) -> Image:
         most = int(values.max(initial=0))
         top = full if bits <= 16 else next((top for top in (255, 65535) if most <= top), full)
         levels = values.astype(np.int64).clip(0, top) * 255 // top
-    if tags.get(PHOTOMETRIC) == 0:  # white is zero; Pillow inverts only 8 bits and less
+    if tags.get(PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts only up to 8 bits
         levels = 255 - levels
     return Image.fromarray(levels.astype(np.uint8))
 
 
 def _sample(image: Image) -> str:
-    """Return Pillow's raw mode of the file's pixels (L;2, RGB;16B), which is available until the image is loaded."""
+    """Return Pillow's raw mode of the file's pixels, such as RGB;16B. Call it before the image is loaded."""
     tile: Any = getattr(image, "tile", None)
     args = tile[0].args if tile else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def traits(source: Source) -> frozenset[str]:
-    """Return the TRAITS that make the displayed image differ from its stored RGB values. Raises the errors of `rgb`.
+    """Return the TRAITS of an image, reasons why viewers may show it differently. Raises the same errors as `rgb`.
 
-    transparent: some pixel is not opaque; profile: a colour profile other than sRGB; deep: more than 8 bits; turned:
-    rotated or mirrored by EXIF; animated: several frames.
+    transparent: some pixel is not opaque; profile: a colour profile other than sRGB; broken_profile: an unusable one;
+    deep: more than 8 bits; turned: rotated or mirrored by EXIF; animated: several frames.
     """
     with _image(source) as image:
         names, sample = head_traits(image, source), _sample(image)
@@ -185,7 +185,7 @@ def traits(source: Source) -> frozenset[str]:
 
 
 def head_traits(image: Image, source: Source) -> set[str]:
-    """Return the TRAITS that an opened file's header shows; "transparent" then means that pixels may be transparent."""
+    """Return the TRAITS that a file's header shows. Here, "transparent" means that pixels may be transparent."""
     sample = _sample(image)
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F"))
     mode = "L" if grey else image.mode if image.mode in icc.MODES.values() else "RGB"
@@ -201,7 +201,7 @@ def head_traits(image: Image, source: Source) -> set[str]:
 
 
 def shown(data: bytes) -> bytes:
-    """Return bytes that every decoder shows alike: `data` itself if no rule changes its pixels, else `rgb` as PNG.
+    """Return an image file that every decoder shows alike: `data` if it is surely one, else its pixels by `rgb` as PNG.
 
     For programs that do not decode with this module, such as servers and other trainers. Damaged bytes are returned
     unchanged; the program that reads them reports the error.
@@ -229,13 +229,13 @@ def upright(image: Image) -> Image:
 def size(source: Source) -> tuple[int, int]:
     """Return (width, height) of the upright image without decoding it. Raises the same errors as `rgb`."""
     with _image(source) as image:
-        # Pillow gives the size of a rotated TIFF
+        # a TIFF's size is read from its tags: Pillow's size is that of the rotated image
         width, height = (image.tag_v2[WIDTH], image.tag_v2[HEIGHT]) if image.format == "TIFF" else image.size  # type: ignore[attr-defined]
         return (height, width) if _orientation(image, source) >= 5 else (width, height)
 
 
 def orientation(image: Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) if the EXIF data is damaged, as the pixels may be intact."""
+    """Return the EXIF orientation, 1 to 8. Damaged EXIF data counts as 1 (upright): the pixels may be intact."""
     try:
         value: Any = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF data: SyntaxError, struct.error, TypeError, ...
@@ -244,7 +244,7 @@ def orientation(image: Image) -> int:
 
 
 def _orientation(image: Image, source: Source) -> int:
-    """Return the `orientation` of a file not decoded yet: getexif would decode a PNG without metadata chunks."""
+    """Return `orientation` without decoding the pixels: getexif would decode a PNG without metadata chunks."""
     return 1 if image.format == "PNG" and not png_has_metadata(source) else orientation(image)
 
 
@@ -255,7 +255,7 @@ def png_has_metadata(source: Source) -> bool:
         while len(head := file.read(8)) == 8:
             if head[4:] in METADATA_CHUNKS:
                 return True
-            file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)  # its data and checksum
+            file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)  # skip the chunk's data and checksum
     return False
 
 
@@ -274,5 +274,5 @@ def _image(source: Source) -> Iterator[Image]:
 
 
 def _opened(source: Source) -> BinaryIO:
-    """Open for reading. Raises OSError for anything but a regular file."""
+    """Open a source for reading. Raises OSError for anything but a regular file."""
     return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)

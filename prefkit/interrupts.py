@@ -1,6 +1,6 @@
 """Handle Ctrl-C and SIGTERM (which job schedulers send before they kill) in the same way in every command.
 
-The first signal raises KeyboardInterrupt in the main thread, so that every `finally` writes finished work; training
+The first signal raises KeyboardInterrupt in the main thread, so that `finally` blocks can save finished work; training
 completes the current step first. A later signal ends the program and its child processes at once.
 """
 
@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 CODE = 130  # the exit code of an interrupted command
-TOGETHER = 0.5  # seconds; launchers and `timeout` signal both the process group and each process: that is one signal
+TOGETHER = 0.5  # seconds; signals this close count as one: launchers signal a process and its group
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,9 +34,9 @@ _children: set[subprocess.Popen[Any]] = set()
 
 @contextmanager
 def handled(at_once: bool = False) -> Iterator[None]:
-    """Handle both signals as described above. at_once: a later signal ends the program (command line), else it raises.
+    """Handle both signals. at_once: a later signal ends the program; otherwise, it raises KeyboardInterrupt again.
 
-    Has no effect outside the main thread. A signal that is ignored (in a shell's background job) stays ignored.
+    Has no effect outside the main thread. A signal that is ignored (as in a shell's background job) stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,7 +52,7 @@ def handled(at_once: bool = False) -> Iterator[None]:
     finally:
         _state.depth -= 1
         for number, handler in before.items():
-            if handler is not None:  # None: installed outside of Python, cannot be restored
+            if handler is not None:  # None: installed by C code, so Python cannot restore it
                 signal.signal(number, handler)
 
 
@@ -70,7 +70,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def end_now() -> None:
-    """Exit without cleaning up. The disk stays consistent, as a file gets its final name only when it is complete."""
+    """Exit without cleaning up. No half-written file remains: a file gets its final name only when complete."""
     for process in list(_children):
         with suppress(OSError):
             kill_tree(process)
@@ -81,7 +81,7 @@ def end_now() -> None:
 
 @contextmanager
 def after_the_step() -> Iterator[threading.Event]:
-    """Let the first signal only set the event, so that the current step can complete; a later signal interrupts it.
+    """Yield an event that the first signal sets, so that the current step can complete; a later signal interrupts it.
 
     If a signal arrives after the event was last checked, KeyboardInterrupt is raised at the end of the block.
     """
@@ -106,12 +106,12 @@ def check() -> None:
 
 
 def track(process: subprocess.Popen[Any]) -> None:
-    """Register a child process, to be killed when this one ends at once."""
+    """Register a child process that `end_now` must kill."""
     _children.add(process)
 
 
 def kill_tree(process: subprocess.Popen[Any]) -> None:
-    """Kill a process and its descendants (`conda run`, `uv run`), and wait for it."""
+    """Kill a process and its descendants (such as those of `conda run`), and wait until the process has ended."""
     import psutil
 
     _children.discard(process)

@@ -19,19 +19,19 @@ from prefkit.errors import StoreError
 
 LINE_EVERY = 30.0  # seconds between progress lines if stderr is not a terminal
 
-quiet = False  # set once by the command line (-q): no notes, hints or progress; warnings and errors stay
-#: prefkit.distributed sets both: rank 0 prints results, notes and progress; one process prints a repeated warning
-main = True
-first_to_say: Callable[[str], bool] = bool  # with one process, True for every text
+quiet = False  # set by -q: prints no notes, hints or progress, only warnings and errors
+#: prefkit.distributed sets the next two values
+main = True  # False in all processes but rank 0, which prints results, notes and progress
+first_to_say: Callable[[str], bool] = bool  # asked before a warning, so that only one process prints it
 
 #: the real standard output of each running command, the innermost command last
 _results: list[Any] = []
 #: the warnings that each running command has printed
 _warned: list[set[str]] = []
 
-BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the text direction
-UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line and paragraph separators
-LONGEST = 1000  # characters of a message
+BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the text's direction
+UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # categories: control characters, surrogates, line and paragraph separators
+LONGEST = 1000  # maximum characters in a message
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def one_command() -> Iterator[None]:
 
 
 def shell_quoted(path: Any) -> str:
-    """Return a path for a shell command in a message, quoted if necessary."""
+    """Return a path as a shell command needs it: quoted if necessary."""
     return shlex.quote(str(path))
 
 
@@ -80,14 +80,14 @@ def message(text: str, most: int = LONGEST) -> str:
 
 
 def as_utf8() -> None:
-    """Restart this command in Python's UTF-8 mode unless file names are in UTF-8 already, as they are in recipes."""
+    """Restart this command in Python's UTF-8 mode unless Python already uses UTF-8 for file names, as recipes do."""
     if sys.getfilesystemencoding().replace("-", "").lower() != "utf8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "prefkit", *sys.argv[1:]])
 
 
 def never_refuse() -> None:
-    """Escape characters that stdout and stderr cannot encode (an ASCII locale), and discard output to a closed stderr.
+    """Escape characters that stdout and stderr cannot encode; discard what is written to a closed stderr.
 
     Otherwise a print in a library or a plug-in could stop the work.
     """
@@ -140,7 +140,7 @@ def say(text: str) -> None:
 
 
 def emit(value: Any, as_json: bool, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
-    """Print the result on stdout: JSON, or a table of `rows` (by default the value itself in two columns)."""
+    """Print the result on stdout, as JSON or as a table of `rows` (default: the keys and values of `value`)."""
     if not main:
         return
     if as_json:
@@ -175,7 +175,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """Format a value for a table cell."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -192,7 +191,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts items on rank 0's stderr: tqdm's bar on a terminal, else at most one line every `LINE_EVERY` seconds."""
+    """Progress on rank 0's stderr: tqdm's bar on a terminal, else at most one line every `LINE_EVERY` seconds."""
 
     def __init__(self, label: str, total: int) -> None:
         from tqdm import tqdm
@@ -227,9 +226,9 @@ _last_sign = 0.0
 
 
 def still_working(text: str, since: float) -> None:
-    """Show that long work is still running: print a line at most every 30 s, first 30 s after `since` (time.monotonic).
+    """Show that work still runs: print `text` at most every 30 s, first 30 s after `since` (a time.monotonic value).
 
-    On a terminal, at most once a second, the text replaces the progress bar until the bar's next update.
+    On a terminal, the text appears at most once a second and replaces the progress bar until the bar's next update.
     """
     global _last_sign
     now, live = time.monotonic(), sys.stderr.isatty()

@@ -15,8 +15,8 @@ from io import BufferedReader
 from pathlib import Path
 
 MAX_FILE = 128 << 20  # bytes, for an image file
-SHOWN = 80  # characters that a message shows of a value
-#: Pillow formats that prefkit reads; Pillow's other readers start programs, guess without a signature, or are rare
+SHOWN = 80  # maximum characters of a value in a message
+#: Pillow formats that prefkit reads; Pillow's other readers start programs, check no signature, or are rarely used
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000")
 #: suffixes of image formats that Pillow reads only with a plug-in, or not at all
 FOREIGN = frozenset({".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"})
@@ -53,12 +53,12 @@ def read_regular(path: str | Path, limit: int = MAX_FILE) -> bytes:
 def named(folder: Path, name: str, root: Path | None = None) -> Path:
     """Return the file that `name` in a table refers to: an absolute path, a path from ~, or one relative to `folder`.
 
-    Raises ValueError for a relative path that leads out of `root` (default: `folder`). Links are trusted.
+    Raises ValueError for a relative path that leads out of `root` (default: `folder`). Symbolic links are followed.
     """
     try:
         path = Path(name).expanduser()
-    except RuntimeError as error:  # ~name without such a user
-        raise ValueError(f"the path {shown(name)!r} names no home directory") from error
+    except RuntimeError as error:  # ~user, but no such user exists
+        raise ValueError(f"the path {shown(name)!r} starts with ~ and an unknown user name") from error
     if path.is_absolute():
         return find_file(path)
     if not Path(os.path.normpath(folder / path)).is_relative_to(os.path.normpath(root or folder)):
@@ -72,7 +72,7 @@ def embedded(text: str, limit: int = MAX_FILE) -> bytes | None:
     Raises ValueError if the text is damaged, holds more than `limit` bytes, or is long base64 that holds no image.
     """
     if len(text) > limit * 3 // 2:
-        raise ValueError(f"the text is larger than an image of {limit >> 20} MB: {shown(text)!r}")
+        raise ValueError(f"the text is longer than an image of {limit >> 20} MB in base64: {shown(text)!r}")
     uri = DATA_URI.match(text)
     if uri is None and not BASE64.fullmatch(text):
         return None
@@ -103,7 +103,7 @@ def nfc(name: str) -> str:
 
 
 def find_file(path: Path) -> Path:
-    """Return `path`, or an existing file whose name differs only in its Unicode form; if neither exists, `path`."""
+    """Return the existing file at `path`, even if its name has another Unicode form; `path` if no such file exists."""
     with suppress(OSError, ValueError, KeyError):
         if str(path).isascii() or path.exists():
             return path
@@ -118,7 +118,7 @@ def find_file(path: Path) -> Path:
 
 @lru_cache(16)
 def _names(folder: Path, changed: int) -> dict[str, str]:
-    """Map NFC file names to names on disk. changed: the folder's mtime, so that no outdated cache entry is used."""
+    """Map NFC file names to names on disk. changed: the folder's mtime, so that a changed folder is read again."""
     return {nfc(name): name for name in os.listdir(folder)}
 
 

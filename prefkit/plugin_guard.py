@@ -29,9 +29,9 @@ def is_own(plugin: Any) -> bool:
 class guarded:
     """Raise PluginError if a plug-in's code tries to end the program: `with guarded("scorer s.py:f"): ...`.
 
-    This covers sys.exit, GeneratorExit and every other BaseException; KeyboardInterrupt and plain exceptions pass.
-    failing: the action that failed ("could not be created"). If set, plain exceptions become PluginErrors too, except
-    prefkit's own and out-of-memory errors. The block must not yield: closing the generator would raise GeneratorExit.
+    This covers sys.exit, GeneratorExit and the like; KeyboardInterrupt and subclasses of Exception pass. failing: text
+    for the message ("could not be created"). If set, such an Exception becomes a PluginError, unless it is prefkit's own
+    or an out-of-memory error. The block must not yield: closing a generator raises GeneratorExit.
     """
 
     def __init__(self, who: str | Callable[[], str], failing: str = "") -> None:
@@ -56,7 +56,7 @@ class guarded:
 
 
 def error_with_line(error: BaseException) -> str:
-    """Describe an error with its last line outside prefkit and frozen modules: `SystemExit: 3 (taste.py, line 7)`."""
+    """Describe an error and where it occurred outside prefkit and frozen modules: `SystemExit: 3 (a.py, line 7)`."""
     text = error_summary(error)
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if HERE not in Path(f.filename).parents and not f.filename.startswith("<")]
@@ -70,7 +70,7 @@ def error_summary(error: BaseException) -> str:
 
 def error_text(error: BaseException) -> str:
     """Return an exception's message, safe to store and print: str(error) may hold lone surrogates, or raise."""
-    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's message is the address of an object
+    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's message only shows an object's address
         return "not an image format that Pillow knows"
     try:
         return str(error).encode("utf-8", "replace").decode()

@@ -1,7 +1,7 @@
 """Find a plug-in by name: a built-in plug-in file, an entry point, `package.module:Name` or `file.py:name`.
 
-A plug-in is imported only when it is named, so a broken plug-in does not affect others. A built-in file sets `plugin`
-to its class. The class has `Options`, a frozen dataclass, and its constructor takes an instance of it.
+A plug-in is imported only when it is used, so a broken plug-in does not affect others. A built-in plug-in file sets
+`plugin` to its class. The class has a frozen dataclass `Options`, and its constructor takes an `Options` instance.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ PLUGIN_PACKAGES = {
     "exporter": "prefkit.hub.exporters",
     "fitter": "prefkit.fit.fitters",
 }
-#: scorers given by an address: exec:COMMAND, http://host:port
+#: the start of a remote scorer's address (exec:COMMAND, http://host:port) -> module
 REMOTE = {
     "exec": "prefkit.score.remote.process",
     "http": "prefkit.score.remote.web",
     "https": "prefkit.score.remote.web",
 }
-MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # an importable name
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # a dotted module name
 
 
 def builtin(kind: str) -> dict[str, str]:
@@ -57,7 +57,7 @@ def _source(kind: str, name: str) -> ast.Module:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """Return the constants in a built-in scorer's ScorerSpec (licence, verified) and its VERIFIED, without importing it."""
+    """Return a built-in scorer's VERIFIED and ScorerSpec constants (licence, ...), without importing the scorer."""
     tree = _source(kind, name)
     assigned = (n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "VERIFIED")
     known = [("VERIFIED", ast.literal_eval(node.value)) for node in assigned]
@@ -79,7 +79,7 @@ def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
 
 
 def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
-    """Return the entry point called `name`, None for a built-in plug-in. Raises PluginError if two share the name."""
+    """Return the entry point called `name`, or None. Raises PluginError if two plug-ins share the name."""
     points = offered(kind).get(name, [])
     places = [f"{PLUGIN_PACKAGES[kind]}.{name}"] * (name in builtin(kind)) + [
         f"{p.value}" + (f" (package {p.dist.name})" if p.dist is not None else "") for p in points
@@ -110,8 +110,8 @@ def load(kind: str, name: str) -> Any:
         raise
     except Exception as error:
         raise PluginError(
-            f"{kind} {name} ({point.value}) could not be imported: {type(error).__name__}: {error}. Fix or uninstall its "
-            "package; nothing else is affected."
+            f"{kind} {name} ({point.value}) could not be imported: {type(error).__name__}: {error}. Fix or uninstall "
+            "the package; other plug-ins are not affected."
         ) from error
 
 
@@ -127,7 +127,7 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
     """Return the SHA-256 of a plug-in's source file, for fingerprints; None for a built-in plug-in or a missing file.
 
     use: file.py:name, package.module:Name or, with `kind`, an installed entry point. The plug-in is not imported,
-    and the files that it imports do not count.
+    and the files that it imports are not hashed.
     """
     if ":" not in use:
         point = one_of(kind, use) if kind is not None else None
@@ -137,9 +137,9 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
         path = Path(os.path.expanduser(where))
     else:
         try:
-            with guarded(f"plug-in {use}"):  # its parent packages are imported
+            with guarded(f"plug-in {use}"):  # find_spec imports the parent packages
                 spec = importlib.util.find_spec(where)
-        except Exception:  # loading it reports the error
+        except Exception:  # loading the plug-in reports the error
             return None
         path = Path(spec.origin if spec is not None and spec.origin else "")
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
@@ -160,10 +160,10 @@ def check_name(kind: str, name: str) -> None:
 
 
 def short_name(use: str) -> str:
-    """Return a name for an entry that only sets `use`: the function in file.py:function, the program or the host."""
+    """Return a default name for a recipe entry that only sets `use`: the name of its function, program or host."""
     kind, _, rest = use.partition(":")
     if kind not in REMOTE:
-        return use.rsplit(":", 1)[-1].replace(".", "-")  # a dot would separate keys
+        return use.rsplit(":", 1)[-1].replace(".", "-")  # a dot would separate recipe keys
     if kind == "exec":
         files = [word for word in rest.split() if word.endswith(".py")]
         name = Path((files or rest.split() or [kind])[0]).stem
@@ -208,7 +208,7 @@ def _from_file(kind: str, path: Path) -> Any:
         with guarded(f"{kind} file {path}"):
             spec.loader.exec_module(module)
     except BaseException as error:
-        sys.modules.pop(key, None)  # an incomplete module
+        sys.modules.pop(key, None)  # remove the incomplete module
         if isinstance(error, PluginError) or not isinstance(error, Exception):
             raise
         raise PluginError(f"{kind} file {path} could not be imported: {type(error).__name__}: {error}") from error

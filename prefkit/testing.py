@@ -1,11 +1,10 @@
 """Tiny models with random weights, for tests and experiments.
 
-`tiny_pipeline("sd", folder)` saves an instance of the real diffusers pipeline class: 64 x 64 px, a few images per second on
-one core, no downloads. On the command line: `python -m prefkit.testing sd FOLDER`. `prefkit score --check NAME` runs
+`tiny_pipeline("sd", folder)`, or `python -m prefkit.testing sd FOLDER`, saves a pipeline of the real diffusers class
+without downloads. One core makes a few of its 64 x 64 px images per second. `prefkit score --check NAME` runs
 `check_scorer(scorer)`.
 """
 
-# (diffusers annotates tuples of any length as tuples of one, and schedulers as an enumeration)
 from __future__ import annotations
 
 from pathlib import Path
@@ -21,7 +20,7 @@ TINY_SIZE = 64
 
 
 def tiny_pipeline(kind: str, folder: str | Path, seed: int = 0) -> Path:
-    """Save a tiny pipeline of one of `TINY_KINDS`, with random weights, and return its folder. Raises UsageError.
+    """Save a tiny pipeline with random weights and return its folder. kind: one of TINY_KINDS. Raises UsageError.
 
     sd      StableDiffusionPipeline, epsilon, DDIM
     sd-v    like sd, but with v_prediction and zero terminal SNR
@@ -98,7 +97,7 @@ def _sdxl() -> Any:
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         transformer_layers_per_block=(1, 1),
-        projection_class_embeddings_input_dim=32 + 6 * 8,  # pooled text, six size numbers of 8 each
+        projection_class_embeddings_input_dim=32 + 6 * 8,  # pooled text embedding; 6 size values, 8 dimensions each
         cross_attention_dim=64,
     )
     tokenizer = _clip_tokenizer()
@@ -147,7 +146,7 @@ def _flux() -> Any:
 
     transformer = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16,  # 4 latent channels in packed 2 x 2 squares
+        in_channels=16,  # 4 latent channels, packed in 2 x 2 patches
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
@@ -169,7 +168,7 @@ def _flux() -> Any:
     )
 
 
-_SD_SCHEDULE: dict[str, Any] = {  # as in the published files, including keys that only other schedulers use
+_SD_SCHEDULE: dict[str, Any] = {  # the published settings; some keys apply only to other schedulers
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -230,7 +229,7 @@ def _clip_tokenizer() -> Any:
 def _t5_text(width: int) -> Any:
     from transformers import T5Config, T5EncoderModel
 
-    settings: Any = T5Config  # its keyword arguments are not all declared
+    settings: Any = T5Config  # Any, because its type hints lack some keyword arguments
     config = settings(
         vocab_size=len(_t5_tokenizer()),
         d_model=width,

@@ -28,19 +28,19 @@ def digest(*parts: Any, length: int = 20) -> str:
 
 
 def caption_key(text: str) -> str:
-    """Return the prompt with normalised case, Unicode form (NFKC) and spacing. Equal keys count as the same prompt."""
+    """Normalise a prompt's case, Unicode form (NFKC) and spacing. Prompts with equal keys count as the same prompt."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def split_of(prompt: str, test_share: float) -> str:
-    """Return "test" for the fraction `test_share` of prompts, by a hash of the prompt's `caption_key`; else "train"."""
+    """Return "test" or "train": a hash of the `caption_key` assigns the fraction `test_share` of prompts to "test"."""
     number = int.from_bytes(hashlib.sha256(caption_key(prompt).encode("utf-8", "surrogatepass")).digest()[:8], "big")
     return "test" if number / 2**64 < test_share else "train"
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt for a generator. `extra` holds the other columns of the request's row."""
+    """A prompt for a generator. `extra` holds the columns of its row that are not fields of this class."""
 
     request_id: str
     prompt: str
@@ -53,9 +53,9 @@ class Candidate:
     """An image for a request.
 
     The image is either `image`, encoded bytes (PNG or lossless WebP), or a file outside the run, given by `path` and
-    `sha256`. If the candidate failed, `error` is the reason. `payload` is a safetensors blob: with an image, its final
-    latents in the scheduler's layout and the model's dtype; of a mesh, the mesh itself (mesh/payload.py), which may have
-    no image. `sha256` is then that of the payload.
+    `sha256`. If the candidate failed, `error` is the reason. `payload` is a safetensors blob: an image's final latents
+    in the scheduler's layout and the model's dtype, or a mesh (mesh/payload.py). A mesh may have no image; `sha256` is
+    then the hash of the payload.
     """
 
     id: str
@@ -91,7 +91,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Score:
     """The score of a candidate. If scoring failed, `value` is None, never 0, and `error` is the reason. An aspect
-    called `which_...` is a class index: two values can be equal or different, but not larger or smaller."""
+    called `which_...` is a class index, so its values have no order."""
 
     value: float | None
     aspects: Mapping[str, float] | None = None
@@ -104,7 +104,7 @@ class ScorerSpec:
     """The definition of a score. Two specs that differ in any field but `verified` define two different scores.
 
     verified: the published weights with which the scorer was verified, and their hashes (see prefkit/verified.py);
-    "no weights" if it has none, "" if it was not verified.
+    "no weights" if the scorer has none, "" if it was not verified.
     """
 
     name: str
@@ -126,8 +126,8 @@ class ScorerSpec:
 class Comparison:
     """A judge's verdict on two candidates. outcome: 'a', 'b', 'tie' or None (failed).
 
-    judge: a model, or an annotator's salted name. probability: that a is better. order: the order in which the two were
-    shown, 'ab' or 'ba', or 'both' for a verdict combined from both orders. time: seconds since 1970, if known.
+    judge: a model, or an annotator's hashed name. probability: that a is better. order: the order in which the two were
+    shown, 'ab' or 'ba', or 'both' for a verdict combined from both orders. time: Unix time in seconds, if known.
     """
 
     id_a: str
@@ -143,7 +143,7 @@ class Comparison:
 
 @dataclass
 class Draw:
-    """The random time and noise for each group in a batch; all members of a group share them.
+    """The random time and noise of each group in a batch, shared by all samples of the group.
 
     time:  [G] float64 or int64, in the units of the family's schedule (index, or sigma in 0..1)
     noise: [G, ...] float32, one standard normal tensor per group in the latents' layout
@@ -155,7 +155,7 @@ class Draw:
 
 @dataclass
 class Errors:
-    """The network's prediction errors on each sample of a batch, for one head (one named output of the family).
+    """The network's prediction errors on the samples of a batch, for one head (one named output of the family).
 
     mean:     [B] float32, the mean over ALL elements of weight * residual^2
     residual: [B, ...] float32 = weight * (prediction - target), proportional to the gradient of `mean` with respect to the
@@ -168,7 +168,7 @@ class Errors:
 
 @dataclass
 class Groups:
-    """The groups that the samples of a batch form: a pair is a group of 2, a list a group of m, a single a group of 1.
+    """The grouping of a batch's samples: a pair is a group of 2, a list is a group of m, a single is a group of 1.
 
     Every field is [B], one value per sample. index: the sample's group, 0..G-1. rank: 0 for the best of its group.
     label: 1 for a winner (or desirable sample), 0 for a loser. score_gap and p (soft label: probability that the winner
@@ -206,10 +206,10 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Chooses pairs from one request's scores: value [N], scores [N, S], NaN = missing -> a list of (win, lose, gap).
+    """Chooses pairs (win, lose, gap) of a request's N candidates. value [N]: combined scores; scores [N, S].
 
-    Optional methods: `fit(table)`, called once with the whole run's scores (a ScoreTable of prefkit/pair), and
-    `block(value, scores)`, which handles many requests with equally many candidates at once.
+    A missing score is NaN. Optional methods: `fit(table)` is called once with the scores of the whole run (a ScoreTable
+    of prefkit/pair); `block(value, scores)` handles many requests with equally many candidates at once.
     """
 
     Options: type
@@ -234,8 +234,8 @@ class Objective(Protocol):
 class Family(Protocol):
     """Supports one kind of model: adds noise to its data and computes the network's prediction errors.
 
-    A Tree is a nested dict/list/tuple of tensors, None and scalars. A family whose data has no pixels, such as meshes,
-    sets `from_payload = True`: it then gets all candidates with their payloads, regardless of which generator made them.
+    A family whose data has no pixels, such as meshes, sets `from_payload = True`. It then gets all candidates of all
+    generators, with their payloads.
     """
 
     net: Any

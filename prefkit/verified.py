@@ -4,7 +4,7 @@ A claim holds for certain weight files only. The module of a scorer that was ver
 
     VERIFIED = {"NAME OF THE WEIGHTS, PACKAGE VERSION": ("SHA-256 of a file", ...)}
 
-The scorer's spec has the claim only if the files that it loads have these hashes (`verified_as` in
+The scorer's spec makes the claim only if the loaded files have these hashes (`verified_as` in
 prefkit/score/embed/weights.py). tests/weights/ holds the tests on which each entry is based.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NO_WEIGHTS = "no weights"  # the claim of a scorer that has none
+NO_WEIGHTS = "no weights"  # the claim of a scorer without weights
 
 
 def claim(what: str, hashes: Sequence[str]) -> str:
@@ -21,7 +21,7 @@ def claim(what: str, hashes: Sequence[str]) -> str:
 
 
 def shown(claimed: str) -> str:
-    """Return a claim as tables show it: "needs none" (of weights), "yes: CLAIM" or "no". Older runs have a bool."""
+    """Format a claim for tables: "needs none" (no weights), "yes: CLAIM" or "no". Older runs stored a bool."""
     if claimed in (NO_WEIGHTS, True):
         return "needs none"
     return f"yes: {claimed}" if claimed else "no"

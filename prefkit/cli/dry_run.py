@@ -32,10 +32,10 @@ def plan(
     names: Sequence[str],
     controls: bool = False,
 ) -> tuple[list[Row], PrefkitError | None]:
-    """Return (rows, first error) for the stages in `limits`, in that order. limits: {stage: its `--limit`}.
+    """Return (rows, first error) of a dry run. limits: {stage: its `--limit`}, in the order in which the stages run.
 
-    Each entry of a stage has one row: wanted, to do, bytes on disk, expected time, and the error, if any. The returned
-    error is the one with which the run would end; a missing result that an earlier stage will make does not count."""
+    Each recipe entry of a stage has one row: wanted, to do, MB on disk, expected time, and the entry's error, if any.
+    The first error is the one that would end the real run. Results that an earlier stage will make may be missing."""
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
@@ -43,7 +43,7 @@ def plan(
     first: PrefkitError | None = None
     for number, (verb, limit) in enumerate(limits.items()):
         earlier = list(limits)[:number]
-        stale = any("missing" in row or row.get("to do") for row in rows)  # earlier stages will change the disk
+        stale = any("missing" in row or row.get("to do") for row in rows)  # earlier stages have work to do
         for name in chosen_names(recipe, verb, names):
             row: Row = {"stage": verb, "name": name}
             try:
@@ -58,9 +58,9 @@ def plan(
 
 
 def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> tuple[list[Row], PrefkitError | None]:
-    """Return (rows, first error) for offline rounds, as `plan` does for one run.
+    """Return (rows, first error) of a dry run of a recipe with `rounds`: the rows of `plan` for each round.
 
-    A round after an unfinished one can only be described: its candidates and pairs do not exist yet.
+    Rounds after an unfinished round are not checked, because their candidates and pairs do not exist yet.
     """
     rows: list[Row] = []
     last: list[Row] = []
@@ -79,14 +79,14 @@ def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> t
 
 
 def _later(row: Row, number: int) -> Row:
-    """Return the known cells of a row in a later round: generate and train have the same work in every round."""
+    """Return the cells of `row` that are known before round `number` starts: the amounts of generate and train."""
     wanted = row["wanted"] if "wanted" in row and row["stage"] in ("generate", "train") else None
     known = {} if wanted is None else {"wanted": wanted, "to do": wanted}
     return {**known, "missing": f"starts from the model of round {number - 1}, which is not trained yet"}
 
 
 def _settings_error(recipe: Recipe, verb: str, name: str) -> PrefkitError | None:
-    """Return the error in the settings of an entry, which no earlier stage can resolve; None if they are valid."""
+    """Return the error in an entry's own settings, which running earlier stages cannot resolve; None if valid."""
     try:
         SETTINGS.get(verb, lambda *_: None)(recipe, name)
     except PrefkitError as error:
@@ -95,7 +95,7 @@ def _settings_error(recipe: Recipe, verb: str, name: str) -> PrefkitError | None
 
 
 def _may_resolve(recipe: Recipe, error: PrefkitError, earlier: Sequence[str], stale: bool) -> bool:
-    """True if the earlier stages may resolve the error."""
+    """True if the error may disappear once the earlier stages have run."""
     if isinstance(error, NotYet):
         return error.verb in earlier and all(made in getattr(recipe, error.verb) for made in error.names)
     return stale
@@ -108,10 +108,10 @@ def _check_folder(store: Store) -> None:
     if not parent.is_dir():
         raise StoreError(f"{store.folder} cannot be written: {parent} is a file. Choose another folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise StoreError(f"{store.folder} cannot be written: you may not write to {parent}. Change its permissions.")
+        raise StoreError(f"{store.folder} cannot be written: no write permission for {parent}. Change its permissions.")
 
 
-# -- checks of the settings of an entry --------------------------------------------------------------------------------
+# -- per stage: check the settings of one recipe entry -----------------------------------------------------------------
 def _settings_generate(recipe: Recipe, name: str) -> None:
     from prefkit.generate.run import check
 
@@ -125,13 +125,13 @@ def _settings_score(recipe: Recipe, name: str) -> None:
 
 
 def _settings_pair(recipe: Recipe, name: str) -> None:
-    """Check the settings of a pair entry against the scores and candidates that earlier stages will have made."""
+    """Check the settings of a pair entry against all scores and candidates, including those still to be made."""
     from prefkit.pair.run import check_size, no_scores, settings_of
     from prefkit.store.query import check_query
 
     config, strategy = settings_of(recipe, name)
     if hasattr(strategy, "compared"):
-        return  # it reads votes, not scores
+        return  # the strategy reads comparisons, not scores
     store = Store(recipe.run)
     scores = sorted({*store.names("scores"), *recipe.score})
     missing = [score for score in config.weights if score not in scores]
@@ -161,7 +161,7 @@ def _settings_eval(recipe: Recipe, name: str) -> None:
         request_sets(store, recipe, cfg, None, write=False)
 
 
-# -- the work of an entry ----------------------------------------------------------------------------------------------
+# -- per stage: the row of one recipe entry ----------------------------------------------------------------------------
 def _generate(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
     from prefkit.generate.requests import keep_known, read_requests
     from prefkit.generate.run import checked
@@ -209,7 +209,7 @@ def _compare(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _estimate(store: Store, scorer: Any, generators: Sequence[str], calls: int, **how: Any) -> Row:
-    """Return the cost of `calls` calls, estimated from the first candidates; {} if the scorer cannot estimate it."""
+    """Return the scorer's estimate of what `calls` calls cost, based on the first 8 candidates; {} if it has none."""
     estimate = getattr(scorer, "estimate", None)
     if estimate is None or not calls:
         return {}
@@ -255,7 +255,7 @@ def _eval(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _size_and_time(folder: Path, todo: int, done: int) -> Row:
-    """Return the MB on disk, the MB to come, and the time that `todo` items take at the measured pace, as row cells."""
+    """Return row cells: MB on disk, MB still to be written, and the time for `todo` items at the measured pace."""
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.exists() else 0
     row: Row = {"MB on disk": round(size / 1e6, 2)}
     if todo:

@@ -41,9 +41,10 @@ def options_table(
     only: Sequence[str] = (),
     longer: tuple[str, Sequence[str]] = ("", ()),
 ) -> str:
-    """Format a table of the fields of `kind` (or of `only` these): flag, value in `shown` (else the default), meaning.
+    """Format a table with one row per field of the dataclass `kind`: flag, value, meaning.
 
-    prefix: put before every field name. longer: (a second prefix, names of the fields whose flags need it).
+    shown: the instance whose values are shown (default: the default values). prefix: text before every field name.
+    only: names of the fields to list (default: all). longer: (second prefix, names of the fields whose flags need it).
     """
     docs = field_docs(kind)
     values = shown if shown is not None else kind()
@@ -58,7 +59,7 @@ def options_table(
 
 
 def describe_layouts(parser: argparse.ArgumentParser, kind: str, example: str) -> None:
-    """Append the layouts of `kind` (importer or exporter) and the flags of each layout to the parser's help."""
+    """Append all layouts of `kind` ("importer" or "exporter"), each with its flags, to the parser's help."""
     lines = ["layouts and their flags:"]
     for name, text in registry.builtin(kind).items():
         lines += ["", f"  {name}", textwrap.fill(text, 110, initial_indent=" " * 4, subsequent_indent=" " * 4)]

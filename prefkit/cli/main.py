@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command in this process and return its exit code; errors are printed on stderr."""
-    # bitsandbytes logs, on its import, that an optional kernel is missing
+    # on import, bitsandbytes logs that an optional kernel is missing
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with interrupts.handled(at_once=True), output.one_command():
         try:
@@ -104,7 +104,7 @@ def _failed(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("Interrupted. Finished work is kept. Run the same command again to continue.", file=sys.stderr)
         return interrupts.CODE
-    if isinstance(error, BrokenPipeError):  # the reader of stdout is gone
+    if isinstance(error, BrokenPipeError):  # the program that read stdout has ended
         _discard_stdout()
         return 1
     if os.environ.get("PREFKIT_DEBUG") == "1":
@@ -114,7 +114,7 @@ def _failed(error: BaseException) -> int:
 
         output.error(f"the program ended before its work was done: {error_with_line(error)}.")
         return 1
-    # collective operations fail if another process fails
+    # a collective operation also fails if another process failed; then that failure is the cause
     cause = None if isinstance(error, PrefkitError) else distributed.group().failure()
     if cause is not None and cause.elsewhere:
         return cause.exit_code
@@ -168,8 +168,8 @@ def verb(name: str, argv: list[str]) -> int:
 
 
 def verb_module(name: str) -> Any:
-    """Import `prefkit/cli/verbs/NAME.py`, the module of a verb that is not a stage: `act(known, flags)` and optionally
-    `arguments(parser)`, `more_help(known)` and `POSITIONAL` (metavar and help of known.run_folder, if that is not a run)."""
+    """Import `prefkit/cli/verbs/NAME.py`, for a verb that is not a stage. It defines `act(known, flags)` and optionally
+    `arguments(parser)`, `more_help(known)` and `POSITIONAL`, the metavar and help of the first positional argument."""
     return importlib.import_module(f"prefkit.cli.verbs.{name}")
 
 
@@ -196,12 +196,12 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         add("--name", action="append", default=[], help="run only this entry of the recipe's section (may be repeated)")
     if name == "score":
         text = (
-            "test whether scorer NAME works, on synthetic images or on candidates of RUN; its options are flags, and "
-            "--extra JSON adds keys to the requests"
+            "test scorer NAME on candidates of RUN, or on synthetic images without RUN; the scorer's options are "
+            "flags, and --extra JSON adds keys to each request"
         )
         add("--check", metavar="NAME", help=text)
     if name in ("train", "run"):
-        add("--controls", action="store_true", help="also train SFT on the winners and DPO on randomly flipped pairs")
+        add("--controls", action="store_true", help="train controls too: SFT on winners, DPO on randomly flipped pairs")
     if hasattr(module, "arguments"):
         module.arguments(parser)
     return parser
@@ -219,7 +219,7 @@ def whole(text: str) -> bool:
 
 
 def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    """Return (parsed known flags, [(key, value)] of the flags for recipe keys). Dashes in keys become underscores."""
+    """Return (the verb's own arguments, [(key, value)] of all other flags). Dashes in keys become underscores."""
     parser = parser_of(name)
     takes_value = {flag: action.nargs is None for action in parser._actions for flag in action.option_strings}
     known, flags, rest = [], [], iter(argv)
@@ -256,7 +256,7 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
         try:
             recipe = resolve.resolve(known.run_folder, known.recipe, name, flags, known.name)
             entries = getattr(recipe, name)
-        except UsageError as error:  # the help is still useful
+        except UsageError as error:  # show the help without the recipe
             output.warn(f"{error} The help therefore shows the defaults.")
     for entry, values in entries.items():
         prefix = f"{entry}." if len(entries) > 1 else ""
@@ -294,7 +294,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     if known.dry_run:
         check_stage(run.recipe, run.store, name)
         return dry_run(run, {name: known.limit}, known)
-    distributed.group().wait()  # until all processes have read the recipe, which a stage writes
+    distributed.group().wait()  # all processes must have read the recipe before a stage rewrites it
     options = {"controls": known.controls} if name == "train" else {}
     try:
         counts = run.stage(name, known.name, limit=known.limit, **options)
@@ -311,7 +311,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
 
 
 def next_verb(name: str, recipe: Any) -> str:
-    """Return the verb to suggest after a stage: report instead of eval if no generator samples trained models."""
+    """Return the verb to suggest after a stage: report instead of eval if no generator can sample trained models."""
     from prefkit.config.compatibility import first_sampler
 
     evaluated = not recipe.generate or first_sampler(recipe) is not None
@@ -319,7 +319,7 @@ def next_verb(name: str, recipe: Any) -> str:
 
 
 def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) -> int:
-    """Print the plan for the stages in `limits`, then raise the first error, with which the real command would end."""
+    """Print what the stages in `limits` would do, then raise the error, if any, that would end the real command."""
     from prefkit.cli.dry_run import plan, plan_rounds
 
     names, controls = getattr(known, "name", None) or [], getattr(known, "controls", False)
@@ -334,7 +334,7 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 
 
 def note_distances(results: list[dict[str, Any]]) -> None:
-    """Print the distances to real images, if an evaluation measured them, and what the values depend on."""
+    """Print the distances to real images, if an evaluation measured any, and the caveat stored with them."""
     from prefkit.evaluate.summary import distance_rows, real_distances
 
     if rows := distance_rows(results):

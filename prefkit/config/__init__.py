@@ -1,8 +1,8 @@
 """The settings of a recipe: frozen dataclasses, one per stage.
 
-The comment lines (`#:`) above a field are its help text. A `runtime` field does not affect what a stored
-row means, so changing its value never conflicts with a table on disk. A `Choice` names a plug-in by `use`; the
-plug-in's options are keys next to `use` in a recipe, and are in `options` here.
+The comment lines (`#:`) above a field are its help text. A `runtime` field does not affect what a stored row means, so
+its value may change between commands on the same run. Some entries name a plug-in by `use`; the plug-in's options are
+keys next to `use` in a recipe, and are in `options` here.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ __all__ = [
 class Recipe:
     #: folder of the run
     run: str = ""
-    #: offline rounds of `prefkit run`: each makes candidates with the model of the round before, scores and pairs them,
-    #: continues the training (its reference is the model at the start of the round) and compares the result with
-    #: `model`. Round K is the run folder RUN/rounds/K; 1 = no rounds. Rounds of sampling within a training (DDPO,
-    #: D3PO) are set by train.NAME.online
+    #: number of offline rounds of `prefkit run`; 1 = no rounds. Each round generates candidates with the previous
+    #: round's model, scores and pairs them, trains this model further (with a frozen copy as the reference), and
+    #: compares the result with `model`. Round K is the run folder RUN/rounds/K. Online training (DDPO, D3PO) has rounds
+    #: of its own, set by train.NAME.online
     rounds: int = 1
     model: Model = field(default_factory=Model)
     requests: Requests = field(default_factory=Requests)
@@ -56,5 +56,5 @@ class Recipe:
     background: str = "white"
     #: text printed when `prefkit run` starts
     about: str = runtime("")
-    #: dotted key -> value that the flag `--fast` sets in the recipe
+    #: dotted recipe key -> value that the flag `--fast` sets
     fast: dict[str, Any] = runtime(factory=dict)

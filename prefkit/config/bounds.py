@@ -1,7 +1,7 @@
-"""The range of every number in a recipe or flag: one table for all stages.
+"""The allowed range of every number in a recipe or flag.
 
-A bound refuses meaningless values (a fraction of 3, minus two steps) and values that would hang or fill the memory
-before the first result (10^22 candidates). Values inside the bounds may still be unwise.
+A range excludes meaningless values (a fraction of 3) and values with which a command would hang or run out of memory
+(10^22 candidates).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Bound(NamedTuple):
 SHARE = Bound(0, 1)
 POSITIVE = Bound(0, 1e38, above=True)  # up to float32
 NOT_NEGATIVE = Bound(0, 1e12)
-SEED = Bound(0, 2**32 - 1)  # the range of seeds for numpy's generators
+SEED = Bound(0, 2**32 - 1)  # the seeds that numpy's generators accept
 STEPS = Bound(1, 10_000_000)
 FROM_0 = Bound(0, 10_000_000)
 BATCH = Bound(1, 65_536)
 PIXELS = Bound(1, 65_536)
 FEW = Bound(1, 10_000)
-#: numbers in the options of a user's plug-in
+#: range of numbers in the options of a user's plug-in
 ANY = Bound(-(2.0**63), 2.0**63)
-#: numbers in prefkit's own settings that no line below names
+#: range of numbers in prefkit's settings that GROUPS does not name
 OTHER = Bound(-1e12, 1e12)
 
 GROUPS: tuple[tuple[Bound, str], ...] = (
@@ -68,9 +68,9 @@ GROUPS: tuple[tuple[Bound, str], ...] = (
     (Bound(1, 100), "quality"),
     (Bound(-1e6, 1e6), "guidance base_guidance adapters weights rewards"),
 )
-#: field -> its bound, in prefkit's settings and plug-ins
+#: field name -> its range, in prefkit's settings and plug-ins
 BOUNDS = {name: bound for bound, names in GROUPS for name in names.split()}
-#: exceptions: (class, field) -> its bound
+#: exceptions: (class, field) -> its range
 OF_CLASS = {
     ("Recipe", "rounds"): Bound(1, 100),
     ("Generate", "steps"): FEW,
@@ -91,7 +91,7 @@ def of(kind: type, name: str) -> Bound:
 
 
 def broken(kind: type, name: str, value: Any) -> str | None:
-    """Return the error of a number (also in a list or mapping) for the field `kind.name`: "is 0: ...", or None."""
+    """Return why a number (also one in a list or mapping) is outside the range of the field `kind.name`, or None."""
     if isinstance(value, Mapping):
         errors = ((f"of {key}", broken(kind, name, item)) for key, item in value.items())
     elif isinstance(value, (list, tuple)):
@@ -104,7 +104,7 @@ def broken(kind: type, name: str, value: Any) -> str | None:
 
 
 def check(settings: Any, where: str) -> None:
-    """Check settings made without a recipe, except their `options`. Raises UsageError for a number out of bounds."""
+    """Check all numbers in `settings` except those in `options`. Raises UsageError for a number out of range."""
     for name in [field.name for field in dataclasses.fields(settings) if field.name != "options"]:
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value):
@@ -129,7 +129,7 @@ def _outside(bound: Bound, value: float) -> str | None:
 
 
 def _shown(value: float) -> str:
-    """Format a number; of an integer with more than 20 digits, only the number of digits is shown."""
+    """Format a number for a message; a huge integer is shown by its number of digits."""
     if isinstance(value, float):
         return f"{value:g}"
     return str(value) if abs(value) < 10**20 else f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"

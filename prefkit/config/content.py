@@ -1,4 +1,4 @@
-"""Content fields, which determine what a stored row means, and runtime fields, which only determine how it is made."""
+"""Content fields, which determine what a stored row means, and runtime fields, which do not (such as a batch size)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def runtime(default: Any = None, factory: Any = None) -> Any:
-    """Declare a field that fingerprints leave out: it determines how the work is done, not what a row means."""
+    """Declare a runtime field, which fingerprints leave out because it does not affect what a row means."""
     metadata = {"content": False}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
@@ -16,14 +16,14 @@ def runtime(default: Any = None, factory: Any = None) -> Any:
 
 
 def content(config: Any) -> dict[str, Any]:
-    """Return the fields that determine what a row means, without those at their default value."""
+    """Return {name: value} of the content fields that do not have their default value."""
     default = type(config)()
     names = [f.name for f in fields(config) if f.metadata.get("content", True)]
     return {name: plain(value) for name in names if (value := getattr(config, name)) != getattr(default, name)}
 
 
 def plain(value: Any) -> Any:
-    """Convert dataclasses and mappings to JSON-able dicts and lists."""
+    """Convert nested dataclasses and mappings to dicts and lists for JSON."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

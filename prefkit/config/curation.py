@@ -1,4 +1,4 @@
-"""Settings of the model and of the stages from requests to pairs: generate, score, compare and pair."""
+"""Settings of the model and of the stages generate, score, compare and pair."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from prefkit.config.content import runtime
 
 @dataclass(frozen=True)
 class Model:
-    """The model that generate, train and eval start from; it is also the frozen reference."""
+    """The initial model, from which generate, train and eval start; it is also the frozen reference."""
 
     #: Hub id, pipeline folder, or single .safetensors/.ckpt file
     base: str = ""
     #: Hub revision (branch, tag or commit)
     revision: str | None = None
-    #: LoRA adapters by path or Hub id -> weight
+    #: LoRA adapters: path or Hub id -> weight
     adapters: dict[str, float] = field(default_factory=dict)
-    #: for a single file: a pipeline folder or Hub id to take the configuration from
+    #: for a single file: pipeline folder or Hub id that provides the configuration
     config: str | None = None
-    #: nf4 | int8 | fp8: quantization of the denoiser's linear layers in generate, train (adapters only) and eval
+    #: quantization of the denoiser's linear layers: nf4 | int8 | fp8; train then supports only adapters
     quantize: str | None = None
-    #: encode and decode images larger than a tile of the VAE in tiles: less memory, slightly different pixels and
-    #: latents
+    #: encode and decode large images in tiles: saves memory, but changes pixels and latents slightly
     vae_tiling: bool = False
-    #: argument of the pipeline's call -> the request field that supplies it (extra.NAME, an image or a number)
+    #: argument of the pipeline's call -> request field with its value, extra.NAME (an image or a number)
     inputs: dict[str, str] = field(default_factory=dict)
     #: run code that comes with the model
     trust_remote_code: bool = runtime(False)
@@ -33,14 +32,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Requests:
-    #: table of requests: .txt (one prompt per line), .csv or .tsv (all values are strings), .jsonl, .json, .parquet,
+    #: file with requests: .txt (one prompt per line), .csv or .tsv (all values are strings), .jsonl, .json, .parquet;
     #: or a Hub dataset (owner/name[:split])
     source: str = ""
-    #: column of the prompt; other columns become `extra`
+    #: column with the prompt; further columns become the request's `extra`
     prompt_column: str = "prompt"
-    #: column with each request's split; null = by a hash of the prompt
+    #: column with the split; null = a hash of the prompt decides
     split_column: str | None = None
-    #: fraction of requests held out for eval; requests that the run already has keep their split
+    #: fraction of requests held out for eval; requests already in the run keep their split
     test_share: float = 0.1
 
 
@@ -62,24 +61,24 @@ class Generate:
     scheduler: str | None = None
     #: float32 | bfloat16 | float16
     dtype: str = "float32"
-    #: seed of the run; each candidate's seed is derived from it, the request and the candidate's index
+    #: seed from which, with the request and the candidate's index, each candidate's seed is derived
     seed: int = 0
-    #: name of a trained model of this run (train/<name>) to use instead of `model` itself (use: diffusers or mesh)
+    #: name of a training in this run (train/<name>) whose model is sampled; null = the recipe's `model`
     model: str | None = None
     #: further arguments of the pipeline's call
     call: dict[str, Any] = field(default_factory=dict)
-    #: store the final latents with each image, so that training need not encode the image
+    #: store each image's final latents, so that training need not encode the image
     latents: bool = runtime(True)
     #: png | webp (lossless)
     format: str = runtime("png")
-    #: splits of requests to generate candidates for; held-out requests get theirs from eval
+    #: splits of requests for which candidates are generated; eval generates those of held-out requests
     splits: list[str] = runtime(factory=lambda: ["train"])
     batch_size: int = runtime(8)
     #: torch.compile the denoiser
     compile: bool = runtime(False)
     #: cpu | cuda | mps; null = the best available
     device: str | None = runtime(None)
-    #: fraction of failed items above which the stage ends with exit code 3
+    #: fraction of failed candidates above which the command ends with exit code 3
     max_failed: float = runtime(0.001)
 
 
@@ -91,9 +90,9 @@ class Score:
     options: dict[str, Any] = field(default_factory=dict)
     #: entries of `generate` whose candidates are scored; empty = all
     generators: list[str] = runtime(factory=list)
-    #: images per call of the scorer; halved if the device runs out of memory
+    #: images per call of the scorer, halved if the device runs out of memory
     batch_size: int = runtime(32)
-    #: dtype of the networks: float32 | bfloat16 | float16
+    #: dtype of the scorer's networks: float32 | bfloat16 | float16
     dtype: str = "float32"
     device: str | None = runtime(None)
     max_failed: float = runtime(0.001)
@@ -103,23 +102,23 @@ class Score:
 
 @dataclass(frozen=True)
 class Compare:
-    #: judge: a scorer that can compare two images (mllm), or file.py:Class
+    #: judge, a scorer that can compare two images: mllm or file.py:Class
     use: str = "mllm"
     #: options of the judge; in the recipe, keys next to `use`
     options: dict[str, Any] = field(default_factory=dict)
-    #: pairs to compare per request: all | extremes (the best against the worst by the score `by`)
+    #: pairs of candidates to compare: all | extremes (the best against the worst by the score `by`)
     pairs: str = runtime("all")
     #: name of the score that `pairs: extremes` uses
     by: str = runtime("")
     #: maximum number of pairs per request
     most: int = runtime(4)
-    #: the only aspect to judge; empty = which image is better overall
+    #: aspect to judge; empty = which image is better overall
     aspect: str = ""
-    #: the question, with placeholders {prompt}, {aspect} and keys of the request; empty = the judge's default
+    #: question to the judge, with placeholders {prompt}, {aspect} and keys of the request; empty = the judge's default
     template: str = ""
     #: entries of `generate` whose candidates are compared; empty = all
     generators: list[str] = runtime(factory=list)
-    #: pairs per call of a judge that runs in this process
+    #: pairs per call of a local judge
     batch_size: int = runtime(8)
     #: dtype of the judge's network: float32 | bfloat16 | float16
     dtype: str = "float32"
@@ -136,35 +135,36 @@ class Pair:
     use: str = "topk_bottomk"
     #: options of the strategy; in the recipe, keys next to `use`
     options: dict[str, Any] = field(default_factory=dict)
-    #: score name -> weight (only proportions matter); empty = every score with weight 1, except for evaluation-only
-    #: scores and those in `filter`
+    #: score name -> weight (only proportions matter); empty = weight 1 for all scores except evaluation-only scores and
+    #: those in `filter`
     weights: dict[str, float] = field(default_factory=dict)
-    #: normalisation of scores: centred (per request, divided by the pooled within-request standard deviation) | none
-    #: | minmax | zscore | rank | softmax | winrate (mean sigmoid of differences)
+    #: normalisation of scores: centred (minus the request's mean, divided by the standard deviation within requests) |
+    #: none | minmax | zscore | rank | softmax | winrate (mean sigmoid of differences)
     normalise: str = "centred"
-    #: candidates over which a score is normalised: request (those of the request) | global (all)
+    #: normalise over the candidates of each request, or over all candidates: request | global
     scope: str = "request"
-    #: decimals to which raw scores are rounded before anything else (0 = integers); null = no rounding
+    #: decimals to which raw scores are first rounded (0 = integers); null = no rounding
     decimals: int | None = None
-    #: effect of a missing score: drop_candidate | drop_scorer (the other weights count) | drop_request
+    #: what to leave out if a score is missing: drop_candidate | drop_scorer (use the candidate's other scores) |
+    #: drop_request
     missing: str = "drop_candidate"
-    #: largest gap between weighted means of normalised scores that is a tie; null = 0.1 standard deviations
-    #: (centred), else 0
+    #: largest gap between combined scores (weighted means of normalised scores) that counts as a tie; null = 0.1 for
+    #: centred and zscore, else 0
     tie: float | None = None
-    #: score name -> largest difference of that score, normalised, that is a tie for its scorer; 0 for scores not named
+    #: score name -> largest difference between normalised scores that counts as a tie for this scorer; default 0
     ties: dict[str, float] = field(default_factory=dict)
-    #: maximum number of pairs, preferring those on which more scorers agree, then those with a wider gap; null = all
+    #: maximum number of pairs: keep those on which most scorers agree, then those with the widest gaps; null = keep all
     top_pairs: int | None = None
     #: entries of `generate` whose candidates are paired; empty = all
     generators: list[str] = field(default_factory=list)
-    #: pair only candidates that meet this condition on scores, index, seed or generator, such as "nsfw < 0.5"; candidates
-    #: that lack one of its scores are dropped; empty = pair all
+    #: pair only candidates that meet this condition on scores, index, seed or generator, such as "nsfw < 0.5" (false if
+    #: a score is missing); empty = pair all
     filter: str = ""
-    #: duplicates to drop within a request: near (images that look the same) | exact (the same bytes) | keep (none)
+    #: duplicates to drop within a request: near (images that look the same) | exact (equal files) | keep (drop none)
     duplicates: str = "near"
-    #: drop or keep images of one colour, black images, and images with all colours at their extremes: drop | keep
+    #: what to do with black images, images of one colour, and images of only pure colours: drop | keep
     degenerate: str = "drop"
-    #: also write ranked lists (a row per request), for listwise objectives
+    #: also write each request's ranked list of candidates, for listwise objectives
     lists: bool = False
-    #: store image bytes in the dataset; false = ids and scalars only, until the dataset is pushed or exported
+    #: store images in the dataset; false = only ids and scalars, until the dataset is pushed or exported
     embed: bool = True

@@ -12,7 +12,7 @@ from prefkit.plugin_guard import guarded
 
 
 def options(plugin: Any, values: Mapping[str, Any], where: str = "") -> Any:
-    """Return `plugin.Options(**values)` with checked types; None if the plug-in has no `Options`. Raises UsageError."""
+    """Return `plugin.Options(**values)` with checked types, or None if there is no `Options`. Raises UsageError."""
     if not hasattr(plugin, "Options"):
         if values:
             raise UsageError(f"{where or plugin}: takes no options, but was given {', '.join(values)}. Remove them.")

@@ -1,7 +1,6 @@
-"""Read YAML recipes and flags into dataclasses; every error in a recipe names file:line.
+"""Read YAML recipes and flags into dataclasses. Errors name file:line, and suggest the most similar known key.
 
-The type of a field decides how its value is read: in a number field, `1e-4` is a number; in a string field, `no` is a
-string. For an unknown key, the error suggests the most similar known key.
+The type of a field decides how a value is read: `1e-4` is a number in a number field, `no` a string in a string field.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from prefkit.store.files import unusable_name
 
 __all__ = ["Located", "build", "dump", "field_names", "overlay", "place", "read", "read_tree", "tree_of_flags"]
 
-MOST_UNTYPED = 2**63  # larger numbers do not fit into tensors and most JSON readers
+MOST_UNTYPED = 2**63  # larger numbers do not fit into tensors
 PLUGIN_OF = {"Score": "scorer", "Compare": "scorer", "Pair": "strategy", "Choice": "objective"}
-#: key that other tools use -> the key here, suggested if the former is an unknown key
+#: key that other tools use -> prefkit's key, to suggest if a recipe contains the former
 ALSO_CALLED = {
     "lr": "learning_rate",
     "strategy": "use",
@@ -55,7 +54,7 @@ def read(path: str | Path) -> Recipe:
 
 
 def use_background(run: Path) -> None:
-    """Show transparent images on the background colour of the run's recipe, for commands that read no recipe."""
+    """Set the colour behind transparent images as in the run's recipe.yaml, for commands that read no recipe."""
     path = run / "recipe.yaml"
     set_background(str(read_tree(path).get("background") or "white") if path.exists() else "white")
 
@@ -70,7 +69,7 @@ def set_background(colour: str) -> None:
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """Read a file as nested dicts and lists of located strings. Raises UsageError, RecipeError with file:line."""
+    """Read a file as nested dicts and lists of strings that know their line. Raises UsageError, RecipeError."""
     tree = tree_of(path)
     if tree is None:
         raise RecipeError(f"{path}:1: a recipe is a mapping of sections ({', '.join(field_names(Recipe))}).")
@@ -80,7 +79,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
     """Convert a tree to `kind`: a dataclass, dict[str, X], list[X], X | None, or a scalar type.
 
-    where: dotted key of the tree; path: recipe file; both are for errors. Raises UsageError, RecipeError.
+    where, path: dotted key of the tree and recipe file, for errors. Raises UsageError, RecipeError.
     """
     origin = typing.get_origin(kind)
     if kind is Any:
@@ -114,11 +113,11 @@ def build(kind: Any, tree: Any, where: str, path: str = "") -> Any:
 
 
 def _check_entries(kind: Any, tree: Mapping[str, Any], where: str, path: str) -> None:
-    """Check that a section maps names to entries, and that the names are valid folder names."""
+    """Check that a section maps names to entries, and that the names can be folder names."""
     for name, value in tree.items():
         if name in field_names(kind) and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
             last, brief = where.rpartition(".")[2], f"{name}: {str(value)[:40]}"
-            text = f"is a key of an entry, and entries have names: write {last}: {{own: {{{brief}}}}}"
+            text = f"is a key of an entry, and every entry needs a name: write {last}: {{own: {{{brief}}}}}"
             raise _error(path, _join(where, name), name, text)
         if bad := unusable_name(str(name)):
             raise _error(path, _join(where, name), name, bad)
@@ -132,7 +131,7 @@ def _optional(kind: Any, tree: Any, where: str, path: str) -> Any:
 
 
 def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) -> Any:
-    """Convert a tree to the dataclass `kind`. base: has the values of missing keys; by default `kind()`."""
+    """Convert a tree to the dataclass `kind`. base: provides the values of missing keys; default `kind()`."""
     if dataclasses.is_dataclass(tree):
         return tree
     known = typing.get_type_hints(kind)
@@ -160,7 +159,7 @@ def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) ->
 
 
 def _field(kind: Any, of_type: Any, default: Any, value: Any, where: str, path: str) -> Any:
-    """Convert the value of one key. In a nested section, missing keys have the values of `default`."""
+    """Convert the value of one key. If the value is a section, missing keys take their values from `default`."""
     if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
         return _dataclass(type(default), value, where, path, default)
     built = build(of_type, value, where, path)
@@ -170,13 +169,13 @@ def _field(kind: Any, of_type: Any, default: Any, value: Any, where: str, path: 
 
 
 def _suggestion(key: str, known: list[str]) -> str:
-    """Return " Did you mean ...?" for an unknown key, or an empty text."""
+    """Return " Did you mean ...?" for an unknown key, or ""."""
     other = ALSO_CALLED.get(key, "")
     return f" Did you mean {other!r}?" if other.partition(".")[0] in known else nearest(key, known)
 
 
 def _plugin_options(kind: Any, use: str, tree: Mapping[str, Any], where: str, path: str) -> dict[str, Any]:
-    """Read the options in a tree, with the types of the plug-in's `Options`."""
+    """Convert a plug-in's options to the types in its `Options`. tree: the keys next to `use`."""
     from prefkit import registry
 
     if not use:
@@ -227,7 +226,7 @@ def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
 
 
 def _plain_scalars(tree: Any) -> Any:
-    """Convert untyped values as in YAML 1.2: numbers (also 1e-4), true, false, null, strings."""
+    """Convert the strings in a tree to numbers (also 1e-4), true, false and null, as YAML 1.2 does."""
     if isinstance(tree, Mapping):
         return {str(k): _plain_scalars(v) for k, v in tree.items()}
     if isinstance(tree, list):
@@ -253,7 +252,7 @@ def field_names(kind: Any) -> list[str]:
 
 
 def _join(where: str, key: str) -> str:
-    """Return the full dotted key, with the line or flag of `key`."""
+    """Return "where.key" with the line or flag of `key`."""
     joined = Located(f"{where}.{key}" if where else key)
     if isinstance(key, Located):
         joined.line, joined.flag = key.line, key.flag
@@ -261,7 +260,7 @@ def _join(where: str, key: str) -> str:
 
 
 def _error(path: str, where: str, at: Any, text: str, between: str = ":") -> UsageError:
-    """Build the error for the value or key `at`; a value without a line or flag (null) gets that of the key `where`."""
+    """Build the error for the value or key `at`. If `at` has no line or flag (null), those of `where` are used."""
     text = f"{where or 'recipe'}{between} {text.rstrip('.')}."
     place = at if isinstance(at, Located) else where
     if isinstance(place, Located) and place.flag:
@@ -274,12 +273,12 @@ def _error(path: str, where: str, at: Any, text: str, between: str = ":") -> Usa
 
 
 def dump(recipe: Recipe) -> str:
-    """Write a resolved recipe as YAML that reads back to the same recipe."""
+    """Write a resolved recipe as YAML; reading it gives the same recipe."""
     return yaml.safe_dump(_inlined(recipe), sort_keys=False, allow_unicode=True, width=100)
 
 
 def _inlined(value: Any) -> Any:
-    """Return `plain(value)`, but with a plug-in's options next to `use`, as in a recipe."""
+    """Return `plain(value)`, with a plug-in's options next to `use` as in a recipe."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tree = {f.name: _inlined(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return tree | tree.pop("options") if type(value).__name__ in PLUGIN_OF else tree

@@ -20,10 +20,10 @@ from prefkit.store import Store
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(Recipe))
 NAMED = ("generate", "score", "compare", "pair", "train", "eval")
-USING = ("generate", "score", "compare", "pair")  # their entries name a plug-in by `use`
-#: suffixes of the names of trainings that `train --controls` adds; eval includes these trainings
+USING = ("generate", "score", "compare", "pair")  # sections whose entries name a plug-in by `use`
+#: name suffixes of the trainings that `train --controls` adds; eval includes these trainings
 CONTROLS = ("-sft", "-flipped")
-CHOSEN = "--use"  # temporary key of the tree for the entries that the flag --use selects; not a section
+CHOSEN = "--use"  # temporary key in the tree for the names of the entries that the flag --use selects
 DEFAULT_NAME = {"generate": "base", "compare": "judge", "pair": "main", "train": "dpo", "eval": "held_out"}
 
 
@@ -38,16 +38,16 @@ def resolve(
 ) -> Recipe:
     """Read a recipe and apply flags to it.
 
-    run: a run folder (its recipe.yaml is the recipe), or the name of a shipped recipe; path: a recipe file; flags:
-    (dotted key, text); fast: apply the recipe's `fast` section; sections: whole sections that replace those of the
-    recipe.
+    run: a run folder, whose recipe.yaml is read, or the name of a shipped recipe; path: a recipe file; verb: the
+    command; flags: (dotted key, text); names: selected entries of the verb's section; fast: apply the recipe's `fast`
+    section; sections: whole sections that replace those of the recipe.
 
-    The key of a flag is a full key (`model.base`, `score.align.model`), a key within the verb's section
-    (`align.model`), a field of the verb's only or selected entry (`model`), or an option that only one block of that
-    entry has (`beta`). Raises UsageError.
+    The key of a flag is a full key (`model.base`, `score.align.model`), a key in the verb's section (`align.model`), a
+    field of the section's only or selected entry (`model`), or an option in a block of this entry (`beta`). Raises
+    UsageError.
     """
     if run and path is None and run.endswith((".yaml", ".yml")):
-        raise UsageError(f"{run} is a recipe, but a run is a folder. Write `prefkit {verb} -r {run}`.")
+        raise UsageError(f"{run} is a recipe, not a run folder. Write `prefkit {verb} -r {run}`.")
     saved = Path(run) / "recipe.yaml" if run else None
     source = path or (str(saved) if saved is not None and saved.exists() else None)
     if source is None and run in shipped_recipes():
@@ -69,7 +69,8 @@ def resolve(
     recipe: Recipe = reader.build(Recipe, tree, "", source or "")
     if not recipe.run:
         raise UsageError(
-            "no run: give its folder (prefkit VERB RUN), or a recipe with the key `run` (prefkit VERB -r recipe.yaml)."
+            "no run is given. Give a run folder (prefkit VERB RUN), or a recipe with the key `run` (prefkit VERB -r "
+            "recipe.yaml)."
         )
     return recipe
 
@@ -77,9 +78,8 @@ def resolve(
 def fill(tree: dict[str, Any], verb: str) -> None:
     """Fill in missing values that follow from the rest of the recipe and from the run folder.
 
-    train.NAME.pairs    the only pair set in the recipe and on disk; remains unset if there are several
-    eval.NAME.models    all trained models on disk, and the recipe's trainings if `run` will train them first or no
-                        model is trained yet
+    train.NAME.pairs    the only pair set in the recipe and on disk; stays unset if there are several
+    eval.NAME.models    all trained models on disk; also the recipe's trainings if `verb` is run, or no model is on disk
     """
     store = _store(tree)
     pairs = _names(tree, "pair") | _on_disk(store, "pairs")
@@ -110,7 +110,7 @@ def _names(tree: Mapping[str, Any], section: str) -> set[str]:
 
 
 def _entries(tree: dict[str, Any], section: str) -> list[dict[str, Any]]:
-    """Return the section's entries that are mappings; an empty entry (`dpo:`) becomes {}. The reader reports others."""
+    """Return the section's entries that are mappings; an empty entry (`dpo:`) becomes {}."""
     entries = tree.get(section)
     if not isinstance(entries, dict):
         return []
@@ -120,7 +120,7 @@ def _entries(tree: dict[str, Any], section: str) -> list[dict[str, Any]]:
 
 
 def _plugins_first(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Sort flags: `--use`, which selects the entry that other flags set; then names of plug-ins; then their options."""
+    """Sort flags: first `--use`, which selects entries; then flags that name plug-ins; then all others."""
     return sorted(flags, key=lambda flag: (flag[0] != "use", flag[0].rpartition(".")[2] not in ("use", "objective")))
 
 
@@ -135,17 +135,14 @@ def _apply_fast(tree: dict[str, Any], source: str | None) -> None:
 
 
 def _as_named(tree: Mapping[str, Any], key: str) -> str:
-    """Return the key of a flag with the names of entries as the recipe writes them.
-
-    The dashes of a flag arrive as underscores, but an entry may be called dpo-rank, or dpo_rank.
-    """
+    """Return a flag's key with entry names as in the recipe: in flags, dashes arrive as underscores."""
     entries = {str(name) for section in tree.values() if isinstance(section, Mapping) for name in section}
     dashed = {name.replace("-", "_"): name for name in entries if "-" in name}
     return ".".join(part if part in entries else dashed.get(part, part) for part in key.split("."))
 
 
 def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Sequence[str]) -> str | None:
-    """Return the full recipe key of a flag; None if the flag only selects entries."""
+    """Return the full recipe key that a flag sets; None if the flag only selects entries."""
     first, _, rest = key.partition(".")
     if first in SECTIONS and (rest or first in ("run", "rounds", "background")):
         return key
@@ -171,22 +168,22 @@ def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Seque
 
 
 def _in_block(verb: str, entry: Any, key: str) -> str:
-    """Add the block to a key of an entry: `beta` -> `objective.beta`. Raises UsageError if several blocks have it."""
+    """Add the block (section in an entry) to a key: `beta` -> `objective.beta`. Raises UsageError if ambiguous."""
     kind, first = getattr(config, verb.capitalize()), key.partition(".")[0]
     if verb in USING or first in reader.field_names(kind):
         return key
     try:
         options = blocks(kind, entry if isinstance(entry, Mapping) else {})
-    except PrefkitError:  # reported by the reader, with the line
+    except PrefkitError:  # the reader will report it
         return key
     places = [f"{block}.{key}" for block, of_block in options.items() if first in reader.field_names(of_block)]
     if len(places) > 1:
-        raise UsageError(f"--{key}: several options have this name. Write one of --{', --'.join(places)}.")
+        raise UsageError(f"--{key}: several settings have this name. Write one of --{', --'.join(places)}.")
     return places[0] if places else key
 
 
 def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
-    """Map each block that an entry sets ("" for its own plug-in) to the dataclass of its options."""
+    """Return {block: dataclass of its options} for the blocks of an entry; "" is the plug-in that `use` names."""
     default: Any = kind()
     options: dict[str, type] = {}
     if kind.__name__ in reader.PLUGIN_OF and entry.get("use", default.use):
@@ -207,7 +204,7 @@ def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
 
 
 def _of_use(entries: Mapping[str, Any], use: str, verb: str) -> list[str]:
-    """Return the entries that `--use USE` selects: those with this plug-in, else the name of a new entry."""
+    """Return the names of the entries that use this plug-in or, if there are none, the name of a new entry."""
     default = getattr(config, verb.capitalize())().use
     matches = [name for name, entry in entries.items() if _use_of(entry, default) == use]
     if matches or entries or verb == "score":
@@ -220,7 +217,7 @@ def _use_of(entry: Any, default: str) -> str:
 
 
 def about(recipe: Recipe, verb: str, flags: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
-    """Return the entries that a command selects: those of --name, else those of --use, else [] for all."""
+    """Return the entries that a command selects by --name or, without it, by --use; [] for all."""
     use = dict(flags).get("use")
     if names or use is None or verb not in USING:
         return list(names)
@@ -228,7 +225,7 @@ def about(recipe: Recipe, verb: str, flags: Sequence[tuple[str, str]], names: Se
 
 
 def chosen_names(recipe: Recipe, verb: str, names: Sequence[str]) -> list[str]:
-    """Return the names of the selected entries of the verb's section, in recipe order. Raises UsageError."""
+    """Return the selected entries of the verb's section (no names: all), in recipe order. Raises UsageError."""
     entries: Mapping[str, Any] = getattr(recipe, verb)
     for name in names:
         if name not in entries:

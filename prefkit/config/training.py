@@ -21,12 +21,11 @@ class Lora:
     rank: int = 16
     #: alpha of the adapter; null = rank
     alpha: float | None = None
-    #: names of the layers that get an adapter; empty = the attention projections; in a mesh
-    #: model, the layers film, up and down
+    #: name endings of the layers that get an adapter; empty = the attention projections (mesh: film, up and down)
     targets: list[str] = field(default_factory=list)
     dropout: float = 0.0
-    #: continue training the model's only adapter, with a frozen copy of it as the reference, instead of adding an
-    #: adapter; rank, alpha and targets must then match the existing one
+    #: train the model's only adapter further, with a frozen copy as the reference, instead of adding a new one; rank,
+    #: alpha and targets must then match the existing adapter
     resume: bool = False
 
 
@@ -34,84 +33,83 @@ class Lora:
 class Online:
     """Training in rounds of sampling, scoring and learning: `train.NAME.online`."""
 
-    #: score name -> weight of the reward; a scorer whose lower values are better counts negatively
+    #: score name -> weight in the reward; scores where lower is better are negated
     rewards: dict[str, float] = field(default_factory=dict)
-    #: none | batch | centred | zscore: normalisation of each score before it is weighted
+    #: normalisation of each score before weighting: none | batch | centred | zscore
     normalise: str = "none"
-    #: rounds of sampling and learning
+    #: number of rounds of sampling and learning
     rounds: int = 100
-    #: requests per round; for each, a group of `samples` images is generated
+    #: requests per round, and samples (images) per request; the samples of a request are a group
     requests: int = 8
     samples: int = 8
     #: entry of `generate` whose settings are used for sampling; null = the first with use: diffusers
     generator: str | None = None
-    #: denoising steps of each sample; null = those of the generator
+    #: denoising steps per sample; null = the generator's steps
     steps: int | None = None
-    #: noise added in a denoising step: ddim | sde | dance | cps; null = ddim, or sde for flow models
+    #: how denoising steps add noise: ddim | sde | dance | cps; null = ddim, or sde for flow models
     noise: str | None = None
-    #: level of that noise: eta of ddim and dance, a of sde and cps; null = 1 (ddim), 0.7 (sde), 0.8 (cps), 0.3 (dance)
+    #: level of this noise: eta of ddim and dance, a of sde and cps; null = 1 (ddim), 0.7 (sde), 0.8 (cps), 0.3 (dance)
     noise_level: float | None = None
-    #: number of stochastic denoising steps per sample; the remaining steps are deterministic; 0 = all are stochastic
+    #: number of consecutive denoising steps with noise per sample; the others are deterministic; 0 = all have noise
     window: int = 0
-    #: rounds after which the window of stochastic steps moves by one; 0 = a random window for every group and round
+    #: rounds after which the window of steps with noise moves by one step; 0 = a random window per group and round
     window_every: int = 0
-    #: mean and std that turn rewards into advantages: running (of the request's last rewards) | global (of the round) |
-    #: group (of the request's samples) | grouped (the group's mean, the round's std)
+    #: advantage = (reward - mean) / std, with the mean and std of: running (the request's last rewards) | global (the
+    #: round) | group (the request's samples) | grouped (mean of the group, std of the round)
     statistics: str = "running"
-    #: for running: rewards remembered per request, and the minimum number for using them instead of the whole round's
+    #: for running: number of rewards remembered per request; with fewer than `minimum`, the round's rewards are used
     buffer: int = 16
     minimum: int = 16
-    #: advantages are clipped to plus and minus this value
+    #: largest absolute value of an advantage, at which it is clipped
     advantage_clip: float = 5.0
-    #: optimizer steps per pass over a round's samples: 1 = the score-function estimate of DDPO
+    #: optimizer steps per pass over a round's samples; 1 = DDPO's score-function estimator
     updates: int = 1
     #: passes over a round's samples
     epochs: int = 1
-    #: fraction of each sample's steps to learn from, drawn per sample and pass, as in DDPO. Flow-GRPO's setting of
-    #: this name keeps the first steps of every chain instead, so its 0.99 always drops the last step; here any step
-    #: may be dropped
+    #: fraction of each sample's denoising steps to learn from, drawn at random per sample and pass, as in DDPO
+    #: (Flow-GRPO's setting of this name keeps the first steps of every sample instead)
     timestep_fraction: float = 1.0
-    #: entry of `pair` that chooses pairs (objectives on pairs); null = best against worst
+    #: for objectives on pairs: entry of `pair` that chooses the pairs; null = best against worst
     pair: str | None = None
-    #: name of a score whose aspects box_left, box_top, box_right, box_bottom (fractions of the image) are a box to
-    #: which the loss is limited (only objective oft)
+    #: for objective oft: name of a score whose aspects box_left, box_top, box_right and box_bottom (fractions of the
+    #: image) give the box to which the loss is limited
     mask: str | None = None
     #: rounds after which the reference is replaced by the current policy; 0 = never
     refresh: int = 0
-    #: decay of a moving average of the weights, which is exported instead of them; 0 = no average
+    #: decay of a moving average of the weights, which is then exported instead of the weights; 0 = no average
     ema: float = 0.0
-    #: largest allowed difference of log-probabilities between sampling and training before the first update
+    #: largest allowed difference between the log-probabilities in sampling and in training before the first update
     max_drift: float = 1e-5
     #: score names to monitor in addition to the reward, on requests that are not trained on
     watch: list[str] = field(default_factory=list)
-    #: requests of the split `train` held out for monitoring and for the sample images
+    #: number of requests in the split `train` that are held out for monitoring and for sample images
     watch_requests: int = 8
-    #: rounds between evaluations of these requests, which rank 0 runs while the other processes wait; 0 = never
+    #: rounds between evaluations of the held-out requests; 0 = never. The other processes wait while rank 0 evaluates
     watch_every: int = runtime(10)
-    #: stop when the watched scores have fallen by this many standard deviations at two evaluations in a row while the
-    #: reward rose; 0 = never
+    #: stop if at two evaluations in a row the reward has risen, but the watched scores have fallen by this many
+    #: standard deviations; 0 = never
     stop_drop: float = 0.5
-    #: images sampled at once; null = the micro-batch size of training
+    #: images sampled at once; null = train.NAME.batch_size
     sample_batch: int | None = runtime(None)
     #: seconds after which a scorer's answer counts as failed
     reward_timeout: float = runtime(600.0)
-    #: fraction of failed rewards in a round above which training stops
+    #: fraction of failed rewards per round above which training stops
     max_failed: float = runtime(0.5)
     #: rounds between checkpoints
     checkpoint_every: int = runtime(1)
-    #: rounds whose images stay on disk; 0 = all
+    #: number of most recent rounds whose images stay on disk; 0 = all
     keep_rounds: int = runtime(0)
 
 
 @dataclass(frozen=True)
 class Train:
-    #: a name under `pair`, a folder, or a Hub dataset; unset = the run's only pair set, in the recipe or on disk
+    #: pairs to train on: an entry of `pair`, a folder, or a Hub dataset; unset = the run's only pair set
     pairs: str = ""
-    #: the objective and its options (beta, ...)
+    #: learning objective, with its options (beta, ...)
     objective: Choice = field(default_factory=lambda: Choice("dpo"))
-    #: null (learn from existing pairs), or the settings of sampling, scoring and learning in rounds
+    #: settings of online training, in rounds of sampling, scoring and learning; null = learn from existing pairs
     online: Online | None = None
-    #: null (full weights), or the settings of the adapter
+    #: settings of the LoRA adapter; null = train full weights
     lora: Lora | None = field(default_factory=Lora)
     #: model family: diffusers, or your own as file.py:Class
     family: str = "diffusers"
@@ -126,71 +124,68 @@ class Train:
     #: learning rate after the warm-up: constant | cosine | linear
     schedule: str = "constant"
     weight_decay: float = 0.01
-    #: adamw | adamw8bit (bitsandbytes; a quarter of the optimizer states' memory) | adafactor | any torch optimizer as
-    #: package.module:Class (torchao.optim:AdamW8bit, prodigyopt:Prodigy) or file.py:Class; optimizer_options: its
-    #: arguments in addition to lr and weight_decay
+    #: adamw | adamw8bit (bitsandbytes, a quarter of the memory for optimizer states) | adafactor | any torch optimizer,
+    #: given as package.module:Class (torchao.optim:AdamW8bit, prodigyopt:Prodigy) or file.py:Class. optimizer_options:
+    #: the optimizer's arguments besides lr and weight_decay
     optimizer: str = "adamw"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     max_grad_norm: float = 1.0
-    #: autocast of the denoiser: no (float32, exact on CUDA too) | tf32 (on CUDA, float32 whose products use 10-bit
-    #: mantissas) | bf16 | fp16; errors are always float32
+    #: autocast of the denoiser: no (float32) | tf32 (float32, but on CUDA with TF32 matrix products) | bf16 | fp16;
+    #: the loss is always computed in float32
     precision: str = "no"
-    #: distribution of the timestep t: uniform | logit_normal; null = uniform for epsilon and v, logit_normal for flow
+    #: distribution of the timestep: uniform | logit_normal; null = uniform for epsilon and v, logit_normal for flow
     time_sampling: str | None = None
-    #: guidance value that the denoiser gets as an input in training (for models with embedded guidance)
+    #: for models that take guidance as an input of the denoiser: its value in training
     guidance: float | None = None
-    #: scale and centre-crop all (imported) images of a request to the same size, of about resolution x resolution
-    #: pixels and close to their aspect ratio; null = leave them as they are (the two of a pair must have the same
-    #: size)
+    #: for imported images: scale and centre-crop all images of a request to one size of about resolution x resolution
+    #: pixels, close to their aspect ratio; null = do not resize (both images of a pair must then have the same size)
     resolution: int | None = None
-    #: mirror both images of a pair in a random half of the visits; off by default, because mirroring breaks prompts
-    #: with left or right, letters and logos
+    #: mirror both images of a pair each time with probability 1/2; off by default, because mirrored images do not match
+    #: prompts with left or right, and have mirrored letters
     flip: bool = False
-    #: key in `extra` of the candidate or its request that limits the loss to a part of the image: a box [left, top,
-    #: right, bottom] in fractions of the image, or the `inputs` id of a mask image (white counts); null = whole image
+    #: key in `extra` of the candidate or its request that gives the part of the image to which the loss is limited: a
+    #: box [left, top, right, bottom] in fractions of the image, or the `inputs` id of a mask image (white counts); null
+    #: = whole image
     mask: str | None = None
-    #: seed of the order of pairs, of draws (t, noise, mirroring), the adapter's initial weights, dropout and the pairs
-    #: flipped by `controls`. Measurements (held-out pairs, preflight) use fixed draws, so that curves of different
-    #: seeds are comparable
+    #: seed for the order of pairs, timesteps, noise, mirroring, the adapter's initial weights, dropout and the pairs
+    #: that `controls` flips. Measurements (held-out pairs, preflight) use fixed seeds, so that runs are comparable
     seed: int = 0
-    #: full (encode all prompts before the first step; no text encoder in memory while training) | off (encode at every
-    #: step; the text encoders stay on the device). The result is the same
+    #: full (encode all prompts first, then free the text encoders) | off (encode prompts at every step; the text
+    #: encoders stay on the device). The result is the same
     text_cache: str = runtime("full")
-    #: pairs held out to measure margins by timestep; 0 = none
+    #: number of pairs held out to measure margins and implicit accuracy; 0 = none
     validation: int = 16
-    #: stop after this many measurements in a row without a new best implicit accuracy on the held-out pairs, and keep
-    #: the best weights; 0 = never
+    #: stop after this many measurements in a row without a better implicit accuracy on the held-out pairs, and keep the
+    #: best weights; 0 = never
     patience: int = 0
-    #: score names to evaluate on samples of requests that are not trained on (those of held-out pairs, or without
-    #: pairs). An alarm is raised if, while the implicit accuracy rises, the scores fall or the diversity of the
-    #: images falls by a quarter; empty = no evaluation
+    #: names of scores to evaluate while training, on samples for requests that are not trained on; empty = none. Raises
+    #: an alarm if the implicit accuracy rises, but the scores fall or the diversity of the images falls by a quarter
     watch: list[str] = field(default_factory=list)
-    #: number of requests to sample for `watch`, chosen by a hash, with two images each from fixed seeds
+    #: number of requests to sample for `watch`, with two images each, from fixed seeds
     watch_requests: int = 8
-    #: optimizer steps between these evaluations; each loads the VAE, text encoders and scorers temporarily
+    #: optimizer steps between evaluations for `watch`; each loads the VAE, text encoders and scorers temporarily
     watch_every: int = runtime(100)
-    #: fall of the watched scores, in standard deviations, that raises the alarm; training stops at the second alarm
-    #: in a row and keeps the weights of the best evaluation; 0 = alarm at 0.5, never stop
+    #: fall of the watched scores, in standard deviations, that raises the alarm. At the second alarm in a row, training
+    #: stops and keeps the weights of the best evaluation; 0 = alarm at 0.5, but never stop
     stop_drop: float = 0.5
-    #: also train two controls, as `train --controls` does: SFT on the winners, and DPO on randomly flipped pairs
+    #: also train two controls, like `train --controls`: SFT on the winners, and DPO on randomly flipped pairs
     controls: bool = runtime(False)
-    #: cache the frozen reference's errors on disk, for reuse in a sweep (over beta, learning rate, objective); the
-    #: result is the same
+    #: cache the frozen reference's prediction errors on disk, to reuse them in a sweep over beta, learning rate or
+    #: objective; the result is the same
     cache_reference: bool = runtime(False)
-    #: none (every process holds the whole model) | fsdp2 (weights, gradients and optimizer states are sharded over
-    #: processes; a block's weights are gathered while it computes). The result is the same
+    #: none (every process holds the whole model) | fsdp2 (shard weights, gradients and optimizer states over
+    #: processes). The result is the same
     shard: str = runtime("none")
-    #: recompute activations in the backward pass: less memory, about a third slower, the same result. null = on for a
-    #: transformer on CUDA, off elsewhere
+    #: recompute activations in the backward pass: saves memory, is about a third slower, gives the same result. null =
+    #: on for transformers on CUDA, else off
     gradient_checkpointing: bool | None = runtime(None)
     #: torch.compile the denoiser's repeated blocks, or the whole denoiser if it has none; only for offline training
     compile: bool = runtime(False)
-    #: attention backend of diffusers (flash, xformers, _native_cudnn, ...), for networks that use its dispatcher;
-    #: null = torch's choice
+    #: attention backend of diffusers (flash, xformers, _native_cudnn, ...); null = torch's choice
     attention: str | None = runtime(None)
     #: optimizer steps between checkpoints, and between measurements on the held-out pairs
     checkpoint_every: int = runtime(100)
     validate_every: int = runtime(50)
     device: str | None = runtime(None)
-    #: where to log metrics besides the run folder: none | tensorboard
+    #: where to log metrics in addition to the run folder: none | tensorboard
     report_to: str = runtime("none")

@@ -1,7 +1,6 @@
-"""Parse YAML into nested dicts and lists of located strings, within limits that no handwritten recipe reaches.
+"""Parse the YAML in recipe files and flags into nested dicts and lists of strings that know their line.
 
-All text from users passes through here: recipe files and flag values. The result has no recursive or exploding YAML
-anchors, no deep nesting, no NUL and no lone surrogates.
+Refuses recursive or exploding anchors, deep nesting, huge files, NUL and lone surrogates.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ MOST_BYTES = 256_000
 MOST_DEPTH = 24
 MOST_NODES = 50_000  # with anchors expanded
 MERGE = "tag:yaml.org,2002:merge"  # the key <<
-#: libyaml, if PyYAML was built with it: twenty times faster, with the same nodes and marks
+#: libyaml's loader if PyYAML was built with it, because it is twenty times faster
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Located(str):
-    """A key or scalar as written, with its line, or the flag that it comes from."""
+    """A key or scalar, as text, with its line in the recipe or the flag that it comes from."""
 
     line: int = 0
     quoted: bool = False
@@ -40,7 +39,7 @@ class Source:
     path: str = ""
     flag: str = ""
     nodes: int = 0
-    #: the collections that contain the current node: a reference to one of them would be infinitely deep
+    #: the collections that contain the current node, to find references of a collection to itself
     above: list[Any] = field(default_factory=list)
 
     def error(self, line: int, text: str) -> UsageError:
@@ -48,7 +47,7 @@ class Source:
 
 
 def read_tree(path: str | Path) -> dict[str, Any] | None:
-    """Read the mapping in a YAML file: {} if the file is empty, None if it has none. Raises UsageError, RecipeError."""
+    """Read a YAML file: {} if it is empty, None if it is not a mapping. Raises UsageError, RecipeError."""
     source = Source(path=str(path))
     try:
         text = _bytes(path).decode("utf-8-sig")
@@ -61,7 +60,7 @@ def read_tree(path: str | Path) -> dict[str, Any] | None:
 
 
 def parse(text: str, source: Source) -> Any:
-    """Parse the text's only document into dicts, lists, Located and None. Raises UsageError, RecipeError for a file."""
+    """Parse a text with one YAML document into dicts, lists, Located and None. Raises UsageError, RecipeError."""
     try:
         _check_events(text, source)
         node = yaml.compose(text, Loader=LOADER)
@@ -75,7 +74,7 @@ def parse(text: str, source: Source) -> Any:
 
 
 def _bytes(path: str | Path) -> bytes:
-    """Read a file, or a pipe opened by the shell. Raises OSError, UsageError."""
+    """Read a recipe file, or a pipe that the shell opened. Raises OSError, UsageError."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise UsageError(f"the recipe {path} is a folder. Pass a YAML file to -r; to use a run folder, leave out -r.")
@@ -90,7 +89,7 @@ def _bytes(path: str | Path) -> bytes:
 
 
 def _check_events(text: str, source: Source) -> None:
-    """Check nesting depth and size before PyYAML's recursive composer reads the text."""
+    """Check nesting and size before PyYAML reads the text recursively."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -134,13 +133,13 @@ def _mapping(node: Any, source: Source) -> dict[str, Any]:
             raise source.error(node.start_mark.line + 1, "a key must be a name, not a list or a mapping.")
         name = _located(key, source)
         if name in tree:
-            raise source.error(name.line, f"{name}: given twice.")
+            raise source.error(name.line, f"{name}: the key is given twice. Remove one.")
         tree[name] = _convert(value, source)
     return merged | tree
 
 
 def _merged(node: Any, source: Source) -> dict[str, Any]:
-    """Return the value of `<<: *name` or `<<: [*one, *two]`; if a key occurs in several mappings, the first wins."""
+    """Return the merged mapping of `<<: *name` or `<<: [*one, *two]`; if a key occurs several times, the first wins."""
     tree: dict[str, Any] = {}
     for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         inner = _convert(item, source)
@@ -160,7 +159,7 @@ def _located(node: Any, source: Source) -> Located:
 
 
 def unusable(text: str) -> str | None:
-    """Name a kind of character in the text that no path, name or prompt may contain; None if there is none."""
+    """Return what makes a text unusable as a path, name or prompt, such as "a NUL character"; None if nothing does."""
     if "\0" in text:
         return "a NUL character"
     try:
@@ -171,7 +170,7 @@ def unusable(text: str) -> str | None:
 
 
 def overlay(tree: dict[str, Any], path: str, text: str) -> None:
-    """Set the key `path` (`a.b.c`) in a tree to the text of the flag --path, read as YAML. Raises UsageError."""
+    """Set the dotted key `path` in a tree to the text of the flag --path, parsed as YAML. Raises UsageError."""
     flag = f"--{path}"
     if text.lstrip().startswith("#"):  # a colour; YAML would read a comment
         text = "'" + text.replace("'", "''") + "'"
@@ -185,7 +184,7 @@ def overlay(tree: dict[str, Any], path: str, text: str) -> None:
 
 
 def tree_of_flags(flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Build a section of a recipe from flags (dotted key, text)."""
+    """Build a recipe section from flags, each (dotted key, text)."""
     tree: dict[str, Any] = {}
     for key, text in flags:
         overlay(tree, key, text)
@@ -197,14 +196,14 @@ def place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     *parents, last = path
     for name in parents:
         inner = tree.get(name)
-        if not isinstance(inner, dict):  # unset, or just a plug-in's name
+        if not isinstance(inner, dict):  # missing, or only the name of a plug-in
             inner = tree[name] = {"use": inner} if isinstance(inner, str) and inner != "none" else {}
         tree = inner
     tree[last] = value
 
 
 def _flagged(tree: Any, flag: str) -> Any:
-    """Mark the tree's keys and scalars as coming from a flag; returns the tree."""
+    """Mark all keys and scalars in the tree as coming from a flag, and return the tree."""
     if isinstance(tree, Located):
         tree.flag = flag
     for inner in [*tree, *tree.values()] if isinstance(tree, dict) else tree if isinstance(tree, list) else []:

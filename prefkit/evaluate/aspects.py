@@ -1,4 +1,4 @@
-"""Compares a scorer's aspects (named extra values) between base and tuned images: means, and variety among seeds."""
+"""Compare a scorer's aspects (named extra values) on base and tuned images: their means and variety among seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def aspect_table(folder: Store, generator: str, alias: str, requests: set[str], seeds: int) -> pd.DataFrame:
-    """Return a table with columns request_id, index and one per aspect; NaN where a candidate lacks that aspect."""
+    """Return a table of candidates: request_id, index and one column per aspect. NaN: the aspect is missing."""
     import pandas as pd
 
     candidates = folder.candidates(generator).frame(["id", "request_id", "index"])
@@ -28,7 +28,7 @@ def compare_aspects(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[s
     """Return {aspect: {base, tuned, differ_base, differ_tuned}} for the aspects that both tables have.
 
     base, tuned: means over requests of the mean over seeds; None for an aspect called which_..., whose values are class
-    numbers. differ_base, differ_tuned: means over requests of the probability that two seeds have different values
+    indices. differ_base, differ_tuned: means over requests of the probability that two seeds have different values
     (Gini-Simpson, unbiased).
     """
     names = [name for name in base.columns if name not in ("request_id", "index") and name in tuned.columns]

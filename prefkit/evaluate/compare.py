@@ -1,4 +1,4 @@
-"""Comparison of two score tables, which gives one row of the evaluation's result; needs no files or models."""
+"""Compare the score tables of two models, without files or models. The result is one row of result.json."""
 
 from __future__ import annotations
 
@@ -38,16 +38,15 @@ def compare(
     samples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare two score tables pair by pair. Columns: request_id, index (the seed's number) and value.
+    """Compare the base's and a tuned model's score tables. Columns: request_id, index (the seed's number) and value.
 
-    A pair is the base score and the tuned score of one request and index, both finite. A request without a pair is
-    left out and counted in `requests_left_out`. `base` and `tuned` are means over requests of the mean over the paired
-    seeds, in the scorer's own units and direction, and `base_interval` and `tuned_interval` their 95 % bootstrap
-    intervals [low, high]; in all other numbers, higher is better. Base scores without a tuned
-    partner enter only `best_of_n`: there, the tuned mean of a request is the mean of all its base scores plus the
-    paired gain, so that the base compared with itself gives N = 1 for any number of base samples. `best_of_requests` is
-    the number of requests that `best_of_n` is computed from. Raises StoreError if a table contains a request and index
-    twice.
+    A pair is a base score and a tuned score with the same request and index, both finite. Requests without a pair are
+    left out and counted in `requests_left_out`. `base` and `tuned` are means over requests of each request's mean over
+    its pairs, in the scorer's own units and direction; `base_interval` and `tuned_interval` are 95 % bootstrap
+    intervals [low, high] for them. In all other numbers, higher is better. Base scores without a tuned partner are used
+    only in `best_of_n`. There, a request's tuned mean is the mean of all its base scores plus the mean gain of its
+    pairs, so that comparing the base with itself gives N = 1. `best_of_requests` counts the requests behind
+    `best_of_n`. Raises StoreError if a request and index occur twice in a table.
     """
     wanted = tuned.request_id.nunique()
     left, right = (_finite(frame) for frame in (base, tuned))
@@ -90,15 +89,15 @@ def _paired(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
         both = left.merge(right, on=keys, suffixes=("_base", "_tuned"), validate="one_to_one")
     except MergeError as error:
         raise StoreError(
-            "a request of this evaluation has two candidates with the same index: it was evaluated earlier with another "
-            "prompt under the same request_id. Remove the evaluation's folder (eval/NAME), or rename the evaluation in "
+            "a request of this evaluation has two candidates with the same index: the prompt of its request_id changed "
+            "since an earlier evaluation. Remove the evaluation's folder (eval/NAME), or rename the evaluation in "
             "the recipe."
         ) from error
     return both.sort_values(keys)
 
 
 def correlations(columns: dict[str, pd.Series]) -> dict[str, dict[str, float | None]]:
-    """Return {scorer: {scorer: Spearman's rank correlation}} over the images that both scored; None if undefined.
+    """Return {scorer: {scorer: Spearman's rank correlation}} over the images that both have scored; None if undefined.
 
     columns: scorer -> scores by candidate id, negated where lower is better, so that higher is always better.
     """

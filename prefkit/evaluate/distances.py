@@ -1,4 +1,4 @@
-"""Distances of an evaluation's images: within a request, from base to tuned model at the same seed, and to real images."""
+"""Distances of an evaluation's images: within a request, between base and tuned at equal seeds, and to real images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from prefkit.score.embed.encoder import Encoder
 
-DRAWN = 64  # px per side of the pictures that are drawn of unrendered meshes, only to measure distances
+DRAWN = 64  # px per side, to render a mesh without a stored image
 Keyed = tuple[tuple[str, int], "Image"]
 
 
 def encoder_of(cfg: Eval) -> Encoder | None:
-    """Return the encoder of eval.NAME.encoder; None without one. Raises UsageError if its weights are unset or missing."""
+    """Return the encoder set by eval.NAME.encoder, or None. Raises UsageError if its weights are unset or missing."""
     from prefkit.score.embed.encoder import Encoder
 
     return None if cfg.encoder is None else Encoder(cfg.encoder, cfg.encoder_pretrained, needs_text=False)
@@ -38,10 +38,11 @@ def distances(
     requests: set[str],
     real: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return, for each model but the base, the diversity of base and model and the distance between the two.
+    """Return, for each model but the base, its diversity, the base's diversity and the distance between their images.
 
-    opened: run folders by model. With an encoder, `encoder_diversity` holds its name and both diversities in its embeddings.
-    With embeddings of real images, [m, D], `real_distance` has the distances of base and model to them.
+    opened: run folders by model. With an encoder, `encoder_diversity` holds the encoder's name and the diversities of
+    both models' embeddings. real: embeddings [m, D] of real images. If given, `real_distance` holds the distances of
+    both models to them.
     """
     folders = {model: (folder, generator, requests, cfg.seeds) for model, folder in opened.items()}
     seen = {model: {key: thumbnail(image) for key, image in images(*folder)} for model, folder in folders.items()}
@@ -65,9 +66,9 @@ def distances(
 
 
 def real_distance(base: Embeddings, tuned: Embeddings, real: np.ndarray, samples: int) -> dict[str, Any]:
-    """Return {n, n_real, n_requests, width, frechet, cmmd, caveats} of images that both models made.
+    """Return {n, n_real, n_requests, width, frechet, cmmd, caveats} for the images that both models made.
 
-    n: images of each model, paired by request and seed; n_real: real images; width: numbers of an embedding; frechet and
+    n: images of each model, paired by request and seed; n_real: real images; width: embedding dimension; frechet and
     cmmd: see `compare_sets`; caveats: sentences on what the values depend on, and on a large bias.
     """
     keys = sorted(base.keys() & tuned.keys())
@@ -82,7 +83,7 @@ def real_distance(base: Embeddings, tuned: Embeddings, real: np.ndarray, samples
 def images(store: Store, generator: str, requests: set[str], seeds: int) -> Iterator[Keyed]:
     """Yield ((request id, index), image) for the readable images of these requests with index < seeds.
 
-    A mesh without a stored image is drawn.
+    A mesh without a stored image is rendered.
     """
     from prefkit.mesh.picture import picture_of_payload
 
@@ -123,6 +124,6 @@ def _units(rows: Embeddings) -> Embeddings:
 
 
 def moved(base: Thumbnails, tuned: Thumbnails) -> float | None:
-    """Return the mean RMS distance of base and tuned thumbnails of the same request and seed; None without any."""
+    """Return the mean RMS distance between base and tuned thumbnails with equal request and seed; None without any."""
     shared = sorted(base.keys() & tuned.keys())
     return float(np.mean([rms(base[key] / 255.0, tuned[key] / 255.0) for key in shared])) if shared else None

@@ -1,4 +1,4 @@
-"""The real images that an evaluation measures distances to, and their embeddings, which are encoded once and cached."""
+"""The real images that an evaluation compares with, and their embeddings, which are computed once and cached."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from prefkit.score.embed.encoder import Encoder
 
-SCHEME = 1  # version of what is cached
-#: packages whose code computes an embedding
+SCHEME = 1  # version of the cached content
+#: packages whose version can change an embedding
 LIBRARIES = ("open_clip_torch", "pillow", "timm", "torchvision")
 
 
 def real_files(name: str, cfg: Eval) -> list[Path]:
-    """Return the image files under eval.NAME.real, sorted. Raises UsageError if there are fewer than two."""
+    """Return the image files in the folder eval.NAME.real, sorted. Raises UsageError if there are fewer than two."""
     where = f"eval.{name}.real"
     folder = user_path(cfg.real or "", where)
     if not folder.is_dir():
@@ -53,10 +53,9 @@ def real_files(name: str, cfg: Eval) -> list[Path]:
 
 
 def real_embeddings(name: str, cfg: Eval, encoder: Encoder, cache: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the embeddings [m, D] float32, not normalised, and a record of what they are embeddings of.
+    """Return the real images' embeddings [m, D] float32, not normalised, and a record of the images and the encoder.
 
-    cache: folder for the embeddings, by the content of the files and the encoder. Raises UsageError for a folder without
-    images, or naming the first file that cannot be read.
+    cache: folder for computed embeddings. Raises UsageError if there are fewer than two images or one is unreadable.
     """
     import torch
 
@@ -86,7 +85,7 @@ def _hashes(name: str, files: list[Path]) -> Iterator[str]:
 
 
 def _stored(path: Path) -> np.ndarray | None:
-    """Return the cached embeddings; None without any. A damaged file is renamed."""
+    """Return the cached embeddings, or None if there are none. A damaged file is renamed, with a warning."""
     if not path.exists():
         return None
     try:
@@ -97,7 +96,6 @@ def _stored(path: Path) -> np.ndarray | None:
 
 
 def _encoded(name: str, files: list[Path], encoder: Encoder, size: int) -> Iterator[np.ndarray]:
-    """Yield the embeddings of batches of files."""
     with Progress(f"eval {name}: real images", len(files)) as progress:
         for start in range(0, len(files), size):
             batch = files[start : start + size]

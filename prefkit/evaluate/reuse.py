@@ -1,4 +1,4 @@
-"""Reuse of the base model's images: the evaluations of offline rounds have the same base, seeds and requests."""
+"""Reuse the base model's images in offline rounds, whose evaluations have the same base, seeds and requests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prefkit.store.folders import whole_folder
 
 
 def copy_base(earlier: Store, store: Store, recipe: Recipe) -> None:
-    """Copy the base's images and scores from the evaluations of an earlier round, unless `store` has them.
+    """Copy the base model's images and scores from an earlier round's evaluations, unless `store` has them.
 
-    The tables keep the fingerprints of their settings, so that a change of the settings is refused as elsewhere.
+    The copied tables keep the fingerprints of their settings, so changed settings are detected as in any other table.
     """
     for name, cfg in recipe.eval.items():
         if not (earlier.eval(name) / "result.json").exists():

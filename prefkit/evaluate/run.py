@@ -109,10 +109,10 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
-    """Run every check that needs no weights, for a dry run, and return the models to evaluate. Nothing is written.
+    """Check everything that a dry run can, without weights and without writing. Returns the models to evaluate.
 
-    Raises UsageError (NotYet for a model that is not trained yet), and FingerprintError if existing images or scores
-    were made with settings other than the recipe's.
+    Raises UsageError (NotYet for a model that is not trained), and FingerprintError if existing images or scores were
+    made with different settings.
     """
     cfg, generator, settings, specs = check(recipe, name)
     requests = sets.request_sets(store, recipe, cfg, limit, write=False)
@@ -154,13 +154,13 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
 
 
 def _begin(store: Store, recipe: Recipe, name: str, settings: Generate) -> None:
-    """Claim the folder, and encode the real images, so that an unreadable one is reported before anything is sampled."""
+    """Claim the evaluation's folder and encode the real images, so that a bad one is reported before sampling."""
     _claim(store, recipe, name, settings)
     _real(store, name, recipe.eval[name])
 
 
 def _real(store: Store, name: str, cfg: Eval) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Return the embeddings of eval.NAME.real and {"real": their record}; (None, {}) without real images."""
+    """Return the embeddings of eval.NAME.real and {"real": record of the images}; (None, {}) without real images."""
     encoder = encoder_of(cfg)
     if cfg.real is None or encoder is None:
         return None, {}
@@ -175,7 +175,7 @@ def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) 
     def begin() -> None:
         Store.create(folder.folder)
         with folder.lock("requests", seconds=60):
-            # candidates of earlier, larger evaluations are still here, and scorers need their prompts
+            # scorers also need the prompts of candidates that an earlier, larger evaluation left in this folder
             kept = keep_known(folder.requests(), requests, folder.folder)
             folder.write_requests({r.request_id: r for r in [*folder.requests(), *kept]}.values())
 
@@ -200,7 +200,7 @@ def assess(
     encoder: Encoder | None,
     real: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Return {model: {scorer: row}}, comparing each model with the base on one set. opened: run folders by model."""
+    """Compare each model with the base on one set. opened: run folders by model. Returns {model: {scorer: row}}."""
     wanted = {r.request_id for r in requests}
     base = opened["base"]
     result: dict[str, Any] = {}
@@ -223,13 +223,13 @@ def assess_scorer(
     spec: dict[str, Any],
     measured: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return one row of the result.
+    """Compare a model with the base by one scorer; return one row of the result.
 
-    names: (model, scorer). frames: score tables of base and model. measured: the model's entry of `distances`.
+    names: (model, scorer). frames: score tables of base and model. measured: the model's result of `distances`.
     """
     base, tuned = frames
     higher, only = spec.get("higher_is_better", True), bool(spec.get("evaluation_only", False))
-    # earlier, larger evaluations may have left further images of some requests here
+    # the tables may hold further seeds from an earlier, larger evaluation
     base, tuned = base[base["index"] < max(cfg.seeds, cfg.best_of)], tuned[tuned["index"] < cfg.seeds]
     row = compare(base, tuned, tie=cfg.tie, higher_is_better=higher, samples=cfg.bootstrap) | measured
     row |= {"used_for_pairs": used(*names, only), "evaluation_only": only, "higher_is_better": higher}
@@ -259,7 +259,7 @@ def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.
 def _overlap(
     store: Store, requests: dict[str, list[Request]], records: dict[str, dict[str, Any] | None]
 ) -> dict[str, Any]:
-    """Count each set's requests and training prompts; warn about the latter and models without a training record."""
+    """Count each eval set's requests and those that were trained on. Warn of the latter, and of missing training records."""
     counts = sets.in_training(store, requests, records)
     for name, count in counts.items():
         if count:
@@ -280,7 +280,7 @@ def _overlap(
 def _correlations(
     bases: dict[str, Store], generator: str, aliases: list[str], requests: dict[str, list[Request]]
 ) -> dict[str, Any]:
-    """Return rank correlations between scorers on all sets' base images, after negating those where lower is better."""
+    """Return rank correlations between scorers on all sets' base images. Scores are negated if lower is better."""
     import pandas as pd
 
     columns = {}

@@ -1,17 +1,17 @@
 """Distances between two sets of images, from embeddings in float64: Fréchet distance and CMMD.
 
-Fréchet distance  |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with means and covariances (n - 1) of the embeddings as the
-          encoder gives them. Heusel et al. 2017, arXiv 1706.08500 (FID: embeddings of Inception). Its expectation from n
-          images is too high by about a constant / n, and more so for the more varied set (Chong & Forsyth 2020, arXiv
-          1911.07023). With at most D images, where D is the length of an embedding, the covariance is singular: in
+Fréchet distance  |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with means and covariances (n - 1) of the encoder's
+          unnormalised embeddings. Heusel et al. 2017, arXiv 1706.08500 (FID: embeddings of Inception). With n
+          images, its expectation is too high by about a constant / n, more so for the more varied set (Chong & Forsyth
+          2020, arXiv 1911.07023). With at most D images for embeddings of D dimensions, the covariance is singular: in
           simulations with n = D/2, a model that had lost a fifth of its spread had the lower distance.
 CMMD      1000 times the squared maximum mean discrepancy of unit vectors with the kernel exp(-|x - y|^2 / (2 * 10^2)),
-          over all pairs, a vector with itself included, as in the published code. Jayasumana et al. 2024, arXiv
-          2401.09603, with CLIP ViT-L/14 at 336 px on images squashed to a square; here the encoder's own transform
-          applies. It is too high by at most 1000 (1 - mean kernel) (1 / n + 1 / m).
+          over all pairs, including each vector with itself, as in the published code. Jayasumana et al. 2024, arXiv
+          2401.09603, use CLIP ViT-L/14 at 336 px on images squashed to a square; prefkit uses the chosen encoder and
+          its transform. CMMD is too high by at most 1000 (1 - mean kernel) (1 / n + 1 / m).
 
-Both are 0 for equal sets and symmetric. Their values depend on the encoder, on the number of images, and on how the images
-were resized and compressed.
+Both distances are symmetric, and 0 for equal sets. Their values depend on the encoder, on the number of images, and on
+how the images were resized and compressed.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from prefkit.evaluate.statistics import MIN_REQUESTS
 from prefkit.output import Progress
 
 Moments = tuple[np.ndarray, np.ndarray]  # see `_moments`
-Distance = Callable[[np.ndarray], float]  # of [R] counts, how often the images of each request are repeated
+Distance = Callable[[np.ndarray], float]  # a function of counts [R]: how often each request's images are repeated
 ROW = ("base", "tuned", "difference", "ci_low", "ci_high")
 SIGMA, SCALE = 10.0, 1000.0
-#: bootstrap samples of a distance, each of which decomposes a covariance; enough for a std, too few for quantiles
+#: bootstrap samples of a distance: enough for a std, too few for quantiles (each sample decomposes a covariance)
 RESAMPLES = 100
-Z = 1.959964  # of the two-sided 5 % level
-BLOCK = 1024  # rows of a kernel that are in memory at once
-ADVISABLE = 10  # images per number of an embedding, for a Fréchet distance with little bias
+Z = 1.959964  # z of the two-sided 5 % level
+BLOCK = 1024  # rows of the kernel matrix in memory at once
+ADVISABLE = 10  # images per embedding dimension, for a Fréchet distance with little bias
 CAVEAT = (
     "Lower is closer to the real images. The values depend on the encoder, on the numbers of images, and on how the images "
-    "were resized and compressed: compare them only with values for the same encoder, numbers and preparation. With few "
-    "images both distances are too high."
+    "were resized and compressed. Compare them only with values for equal encoder, number of images and preparation. "
+    "With few images, both distances are too high."
 )
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Return the Fréchet distance of [n, D] and [m, D] embeddings, with n and m at least 2.
 
-    With C = A^T A for the centred rows A / (n - 1)^(1/2), the trace of (C1 C2)^(1/2) is the sum of the singular values
-    of A1 A2^T, which needs no root of a matrix and is exact for singular covariances.
+    Let A be the centred rows divided by (n - 1)^(1/2), so that C = A^T A. Then the trace of (C1 C2)^(1/2) is the sum of
+    the singular values of A1 A2^T, which needs no matrix root and is exact for singular covariances.
     """
     return _frechet(_moments(a), _moments(b))
 
@@ -61,27 +61,27 @@ def cmmd(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def bias(n: int, n_real: int, width: int) -> str | None:
-    """Return a sentence on the bias of the Fréchet distance if a set has fewer than 10 images per number of an embedding.
+    """Return a warning about the Fréchet distance's bias; None if both sets have 10 images per embedding dimension.
 
-    n, n_real: generated and real images; width: numbers of an embedding.
+    n, n_real: numbers of generated and real images; width: embedding dimension.
     """
     if min(n, n_real) >= ADVISABLE * width:
         return None
-    sizes = f"{n:,} generated and {n_real:,} real images, for embeddings of {width:,} numbers"
+    sizes = f"{n:,} generated and {n_real:,} real images, for embeddings of {width:,} dimensions"
     if min(n, n_real) > width:
         return (
-            f"The Fréchet distance is too high here, more so for the more varied model ({sizes}), and gets no interval; "
-            f"{ADVISABLE * width:,} images of each kind would make the bias small. Rely on CMMD."
+            f"The Fréchet distance is too high here, more so for the more varied model ({sizes}). It gets no interval. "
+            f"With {ADVISABLE * width:,} images of each kind, the bias would be small. Rely on CMMD."
         )
     return (
-        f"The Fréchet distance is unreliable here ({sizes}): up to {width:,} images, the covariance is singular, the "
-        "distance is too high, and a model that lost variety can have the lower one. It gets no interval. Rely on CMMD, "
+        f"The Fréchet distance is unreliable here ({sizes}): up to {width:,} images, the covariance is singular, "
+        "and a model that lost variety can have the lower distance. It gets no interval. Rely on CMMD, "
         "add images, or choose an encoder with shorter embeddings."
     )
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Return [n, D] rows in float64, divided by their norms; zeros stay zeros."""
+    """Return the rows [n, D] as unit vectors in float64; rows of zeros stay zeros."""
     rows = np.asarray(rows, np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
@@ -92,11 +92,11 @@ def compare_sets(
     """Return {frechet, cmmd: {base, tuned, difference, ci_low, ci_high}}; lower is closer to the real images.
 
     base, tuned: [n, D] embeddings, paired by request and seed; real: [m, D]; requests: [n] codes, each of 0..R-1 occurs.
-    ci_low, ci_high: 95 % normal bootstrap interval of tuned - base, over requests, for these real images (Davison &
-    Hinkley 1997, section 5.2.1). It corrects the part of the bias that differs between base and tuned to first order in
-    1 / n, so that it need not contain `difference`. None with fewer than 6 requests, and for the Fréchet distance with
-    fewer than 10 base or real images per number of an embedding: in simulations with 2 per number, the interval covered the
-    truth in 36 %. With 40 per number (160 images, 40 requests, D = 4) it covered it in 93 % of 300 simulations.
+    ci_low, ci_high: 95 % normal bootstrap interval of tuned - base over requests, with the real images fixed (Davison &
+    Hinkley 1997, section 5.2.1). It corrects, to first order in 1 / n, the bias that differs between base and tuned, so
+    it need not contain `difference`. None with fewer than 6 requests; for the Fréchet distance, also with fewer than 10
+    base or real images per embedding dimension. In simulations, the interval covered the truth in 36 % of runs with 2
+    images per dimension, and in 93 % of 300 runs with 40 (160 images, 40 requests, D = 4).
     """
     base, tuned, real = (np.asarray(rows, np.float64) for rows in (base, tuned, real))
     if min(len(base), len(real)) < 2:
@@ -118,7 +118,7 @@ def compare_sets(
 
 
 def _row(name: str, values: list[float], of: list[Distance], drawn: np.ndarray) -> dict[str, float | None]:
-    """Return the distances of base and tuned with the interval of their difference, None without `drawn` [B, R]."""
+    """Return the row of one distance. drawn: bootstrap counts [B, R]; with B = 0, the interval is None."""
     difference = values[1] - values[0]
     row: dict[str, float | None] = dict.fromkeys(ROW)
     row |= {"base": values[0], "tuned": values[1], "difference": difference}
@@ -134,7 +134,7 @@ def _row(name: str, values: list[float], of: list[Distance], drawn: np.ndarray) 
 
 
 def _frechet_of(rows: np.ndarray, real: Moments, requests: np.ndarray) -> Distance:
-    """Return the Fréchet distance from `real` to these rows, with those of request r repeated counts[r] times."""
+    """Return a function of counts [R]: the Fréchet distance of `real` to `rows`, with request r's rows counts[r] times."""
     centre = rows.mean(axis=0)
     mean, root = real
     rows, mean = rows - centre, mean - centre
@@ -146,7 +146,7 @@ def _frechet_of(rows: np.ndarray, real: Moments, requests: np.ndarray) -> Distan
         own = weights @ rows / total
         part = (projected[chosen] - own @ root.T) * np.sqrt(weights[chosen] / (total - 1))[:, None]
         gram = part.T @ part if part.shape[0] > part.shape[1] else part @ part.T
-        shared = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()  # half the time of singular values
+        shared = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()  # twice as fast as computing singular values
         trace = (weights @ squares - total * _square(own)) / (total - 1)
         return float(_square(own - mean) + trace + spread - 2 * shared)
 
@@ -154,7 +154,7 @@ def _frechet_of(rows: np.ndarray, real: Moments, requests: np.ndarray) -> Distan
 
 
 def _cmmd_of(rows: np.ndarray, real: np.ndarray, within_real: float, requests: np.ndarray) -> Distance:
-    """Return the CMMD from `real` to these rows, with those of request r repeated counts[r] times.
+    """Return a function of counts [R]: the CMMD of `real` to `rows`, with request r's rows counts[r] times.
 
     within_real: sum of the kernel over all pairs of real images.
     """
@@ -187,7 +187,7 @@ def _square(values: np.ndarray) -> float:
 def _block_sums(
     a: np.ndarray, b: np.ndarray, groups_a: np.ndarray | None = None, groups_b: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the [groups of a, groups of b] sums of the kernel over all pairs of rows; without groups, one group."""
+    """Return the kernel's sums over all pairs of rows, [groups of a, groups of b]. None: all rows are one group."""
     one_a, one_b = (_indicator(rows, groups) for rows, groups in ((a, groups_a), (b, groups_b)))
     sums = np.zeros((one_a.shape[1], one_b.shape[1]))
     squares_a, squares_b = (np.square(rows).sum(axis=1) for rows in (a, b))
@@ -199,5 +199,5 @@ def _block_sums(
 
 
 def _indicator(rows: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """Return [n, G] with 1 where row i belongs to group g."""
+    """Return a matrix [n, G] that is 1 where row i belongs to group g, else 0."""
     return np.ones((len(rows), 1)) if groups is None else np.eye(int(groups.max()) + 1)[groups]

@@ -23,8 +23,8 @@ def check_settings(name: str, cfg: Eval) -> None:
     """Raise UsageError for invalid numbers and names, before anything is generated."""
     if "base" in cfg.models:
         raise UsageError(
-            "eval.models: `base` is the untrained model, which is always included. Remove it from the list; rename a "
-            "training that is called base."
+            "eval.models: `base` is the untrained model, which is always included. Remove it from the list. If a "
+            "training is called base, rename it."
         )
     bounds.check(cfg, f"eval.{name}")
 
@@ -67,7 +67,7 @@ def request_sets(
 def settings_of(recipe: Recipe, cfg: Eval) -> tuple[str, Generate]:
     """Return (name, settings) of the generator that the evaluation samples with."""
     name = cfg.generator or compatibility.first_sampler(recipe)
-    assert name is not None  # compatibility.check("eval") comes first
+    assert name is not None  # compatibility.check("eval") has checked this
     settings = recipe.generate[name]
     seed = settings.seed if cfg.seed is None else cfg.seed
     return name, replace(settings, model=None, seed=seed, device=cfg.device, batch_size=cfg.batch_size)
@@ -82,7 +82,7 @@ def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> d
     """Return {folder name: (model, generator settings)} for all models to evaluate.
 
     These are the base, the trained models and their existing controls, and the base with the guidances and step counts
-    of eval.base_guidance and eval.base_steps. Raises UsageError for a model without a trained result.
+    of eval.base_guidance and eval.base_steps. Raises UsageError for a model that is not trained.
     """
     base = base_model(recipe, cfg)
     jobs = {"base": (base, settings)}
@@ -110,10 +110,10 @@ def is_control(name: str) -> bool:
 def controls_report(
     cfg: Eval, jobs: dict[str, Any], online: Collection[str] = (), guided: bool = True
 ) -> dict[str, Any]:
-    """Return which kinds of controls the evaluation has, and a list of the missing ones under `missing`.
+    """Return {kind of control: True if the evaluation has it}, and under `missing` a list of the missing controls.
 
     online: models trained online, which have no controls because they have neither pairs to flip nor winners to
-    imitate. guided: False if the generator has no guidance (the generator of meshes).
+    imitate. guided: False if the generator has no guidance (as for meshes).
     """
     report: dict[str, Any] = {}
     missing = []
@@ -130,7 +130,7 @@ def controls_report(
 
 
 def aliases_of(recipe: Recipe, cfg: Eval) -> list[str]:
-    """Return the names under `score` that the evaluation uses. Raises UsageError if one is unknown or there is none."""
+    """Return the names under `score` that the evaluation uses. Raises UsageError if one is unknown or none exists."""
     unknown = [alias for alias in cfg.scorers if alias not in recipe.score]
     if unknown:
         known = ", ".join(recipe.score) or "none"
@@ -157,10 +157,10 @@ def in_training(store: Store, requests: dict[str, list[Request]], records: Recor
 def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, evaluation_only: bool) -> bool | None:
     """True if this scorer chose the pairs that `model` was trained on; None if unknown.
 
-    A second name for the same scorer with equal options counts as this scorer. The model's training record decides.
-    Without a record, the pair set that the recipe names as train.MODEL.pairs decides (for a control, that of the model
-    it belongs to); the answer is None if the recipe has no such pair set. For the base with different guidance or
-    steps, all pair sets of the recipe count. A pair set without weights uses every scorer that is not evaluation-only.
+    Two names count as one scorer if their plug-in and options are equal. The model's training record decides. Without a
+    record, the recipe's pair set train.MODEL.pairs decides (a control has the MODEL that it is named after); without
+    this pair set, the result is None. For the base with different guidance or steps, any pair set of the recipe counts.
+    A pair set without weights uses every scorer that is not evaluation-only.
     """
     names = same_scorer(recipe, alias)
     if (record := records.get(model)) is not None:
@@ -178,7 +178,7 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
 
 
 def same_scorer(recipe: Recipe, alias: str) -> set[str]:
-    """Return the `score` entries with this scorer's plug-in and options, and the `compare` entries with its plug-in."""
+    """Return the `score` entries with the plug-in and options of `alias`, and `compare` entries with this plug-in."""
     scorer = recipe.score.get(alias)
     if scorer is None:
         return {alias}
@@ -187,5 +187,5 @@ def same_scorer(recipe: Recipe, alias: str) -> set[str]:
 
 
 def is_base(model: str) -> bool:
-    """True for a name that `model_jobs` gives to the base with different guidance or steps."""
+    """True if `model` is the name that `model_jobs` gives to the base with different guidance or steps."""
     return model.startswith(("base-g", "base-s"))

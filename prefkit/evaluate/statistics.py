@@ -15,7 +15,7 @@ import numpy as np
 DETECTABLE_Z = 2.801585
 #: with fewer requests, even a sign test with all outcomes equal (p = 2 / 2^n) does not reach 5 %
 MIN_REQUESTS = 6
-#: a model whose images moved by less than this fraction of the distance between two seeds counts as unchanged
+#: a model counts as unchanged if its images moved by less than this fraction of the distance between two seeds
 UNCHANGED = 0.05
 
 
@@ -29,7 +29,7 @@ def paired_outcomes(base: np.ndarray, tuned: np.ndarray, tie: float = 0.0) -> np
 
 
 def request_means(values: np.ndarray, requests: np.ndarray) -> np.ndarray:
-    """Return the [R] means per request of [n] values. requests: [n] request codes; each of 0..R-1 must occur."""
+    """Return each request's mean, [R]. values: [n]; requests: the values' request codes [n], each of 0..R-1 occurs."""
     sums = np.bincount(requests, weights=np.asarray(values, np.float64))
     return sums / np.bincount(requests)
 
@@ -39,7 +39,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the interval (low, high) for the mean of [R] per-request values, by a percentile bootstrap over requests.
 
-    Efron & Tibshirani 1993, chapter 13. Deterministic in `seed`. R must be at least 1.
+    Efron & Tibshirani 1993, chapter 13. Equal seeds give equal intervals. R must be at least 1.
     """
     values = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ def minimum_detectable(values: np.ndarray) -> float | None:
     """Return the smallest distance of the win rate from 1/2 that this number of requests detects with 80 % power.
 
     (z_0.975 + z_0.80) * s / sqrt(R), with s the std (R - 1) of the [R] per-request win rates. None with fewer than two
-    requests or a std of 0, which leave the noise unknown.
+    requests or if s is 0: the noise is then unknown.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2 or np.ptp(values) == 0:
@@ -67,8 +67,7 @@ def minimum_detectable(values: np.ndarray) -> float | None:
 def expected_maximum(values: np.ndarray, n: float) -> float:
     """Return the expected maximum of n values drawn without replacement from [m] values, 1 <= n <= m.
 
-    For integer n this is the order-statistic sum  sum_i x_(i) C(i-1, n-1) / C(m, n); between integers it is linear in
-    n.
+    For integer n, this is  sum_i x_(i) C(i-1, n-1) / C(m, n)  over the order statistics x_(i); between, it is linear.
     """
     ordered = np.sort(np.asarray(values, np.float64))
     m, whole = len(ordered), int(np.floor(n))
@@ -78,7 +77,7 @@ def expected_maximum(values: np.ndarray, n: float) -> float:
 
 
 def enough(base: Sequence[np.ndarray]) -> tuple[int, list[int]]:
-    """Return m, the commonest length of R >= 1 arrays (on a tie, the smallest), and the indices of those with >= m."""
+    """Return m, the most common array length (the smallest on a tie), and the indices of arrays with >= m values."""
     lengths, often = np.unique([len(values) for values in base], return_counts=True)
     m = int(lengths[np.argmax(often)])
     return m, [i for i, values in enumerate(base) if len(values) >= m]
@@ -88,7 +87,7 @@ def best_of_n(base: Sequence[np.ndarray], tuned: np.ndarray) -> float | str | No
     """Return the N for which the best of N base samples, averaged over requests, is as good as the tuned mean.
 
     base: R arrays of base scores (higher is better); tuned: [R] mean tuned scores of the same requests. m is the
-    commonest number of base samples per request. Only requests with at least m samples count (see `enough`); each
+    most common number of base samples per request. Only requests with at least m samples count (see `enough`). Each
     contributes the expected best of N of all its samples, so that a request with unusually few or many samples does not
     decide the result. Returns a number in 1..m, "< 1" if tuned is below the base mean, ">= m" if it is above the best
     of m, and None without requests.

@@ -1,4 +1,4 @@
-"""Converts result.json to tables for the terminal."""
+"""Convert result.json to tables for the terminal."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def flat_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row per set, model and judge (scorer), with base, tuned, wins (95 % interval) and verdict.
 
-    A judge is marked * if it was the training signal and ? if that is unknown. Held-out judges come first, then unknown
-    ones.
+    The judge that was the training signal is marked *, or ? if unknown. Held-out judges come first, then unknown ones.
     """
     entries = [entry for result in results for entry in _rows(result)]
     several = sum(len(result["sets"]) for result in results) > 1
@@ -55,7 +54,7 @@ def distance_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def real_distances(result: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (set, model, its `real_distance`), which is the same for all scorers of a model."""
+    """Yield (set, model, `real_distance`) once per set and model: the rows of all scorers hold the same value."""
     seen = set()
     for set_name, model, _, row in _rows(result):
         if (set_name, model) not in seen and row.get("real_distance"):

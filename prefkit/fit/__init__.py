@@ -1,1 +1,1 @@
-"""Training of scorers on a user's data. Each fit writes a folder with measurements, which the scorer loads by path."""
+"""Train scorers on a user's data. Each fit writes a folder of weights and measurements that the scorer loads."""

@@ -1,4 +1,4 @@
-"""Tuning of an image-text model on preferences: scores, loss, training loop, and export to its library."""
+"""Tune an image-text model on preferences: scores, loss, training loop, and export to the model's library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIBRARY_CONFIG, LIBRARY_WEIGHTS = "open_clip_config.json", "open_clip_model.safe
 
 
 class Scores(nn.Module):
-    """Scores exp(logit_scale) * cos(image, text) of each row's two images with each of its T texts: [B, 2, T].
+    """Returns exp(logit_scale) * cos(image, text) for each row's two images and T texts: [B, 2, T].
 
     Inputs: pixels [2B, 3, H, W] (image 0 of all rows, then image 1 of all rows) and token ids [T * B, L].
     """
@@ -61,7 +61,7 @@ def losses(scores: Tensor, p: Tensor, explicit: float) -> Tensor:
     image should match the explicit prompt, the worse image the superficial prompt. For 0 < p < 1 the term is the
     expectation over which image is better.
     """
-    first = torch.stack([p, 1 - p], dim=1)  # probability that image 0, image 1 is better
+    first = torch.stack([p, 1 - p], dim=1)  # probabilities that image 0 and image 1 are better
     loss = -(first * scores[..., 0].log_softmax(dim=1)).sum(1)
     if explicit:
         matches = scores[..., 1:].log_softmax(dim=2)  # [B, image, explicit | superficial]
@@ -70,7 +70,7 @@ def losses(scores: Tensor, p: Tensor, explicit: float) -> Tensor:
 
 
 class Batches:
-    """Collates row indices into the inputs of `Scores`; prompts are cut at the context length, as in the scorers."""
+    """Turns row indices into a batch of `Scores` inputs. Prompts are cut at the context length, as in the scorers."""
 
     def __init__(
         self, data: Preferences, inner: Any, library: str, texts: Sequence[str], weights: Sequence[float]
@@ -93,7 +93,7 @@ class Batches:
 
 
 class Tuning:
-    """One run of the fit with accelerate: device, precision and processes are from options or `accelerate launch`."""
+    """One tuning run with accelerate; the options or `accelerate launch` set device, precision and processes."""
 
     def __init__(self, options: Any, encoder: Encoder, data: Preferences, texts: Sequence[str]) -> None:
         from accelerate import Accelerator
@@ -114,7 +114,7 @@ class Tuning:
         return torch.utils.data.DataLoader(numbers, self.options.batch_size, collate_fn=self.batches, **options)
 
     def scores(self, rows: Sequence[int]) -> Tensor:
-        """Score images 0 and 1 of each row with its prompt: [N, 2] float32 on the CPU, all rows on every process."""
+        """Score images 0 and 1 of each row with its prompt: [N, 2] float32 on the CPU, complete in every process."""
         self.model.eval()
         parts = []
         with torch.inference_mode():
@@ -125,7 +125,7 @@ class Tuning:
         return torch.cat(parts)
 
     def train(self, rows: Sequence[int], validation: Sequence[int]) -> dict[str, Any]:
-        """Train for `steps` steps, or until `patience` validations in a row did not improve; load the best weights."""
+        """Train for `steps` steps, or until `patience` validations in a row find no lower loss. Loads the best."""
         o, accelerator = self.options, self.accelerator
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.ndim < 2]
@@ -210,7 +210,7 @@ class Tuning:
 
 
 def _load(encoder: Encoder, device: str) -> Any:
-    """Load a separate copy of the network; `Encoder.load` would return the one that scorers share."""
+    """Load a separate copy of the network, because `Encoder.load` returns the copy that scorers share."""
     from prefkit.score.embed import networks
 
     if encoder.library == "transformers":

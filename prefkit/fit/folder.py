@@ -25,7 +25,7 @@ PLACES = frozenset(
 
 
 class FitFolder:
-    """Output folder of the fit `name`, with the fingerprint of settings, data and encoder that determine the result."""
+    """The output folder of a fit. Its fingerprint holds the settings, data and encoder that determine the result."""
 
     def __init__(self, name: str, out: str, options: Any, data: Mapping[str, Any], encoder: Any = None) -> None:
         self.folder = Path(out or f"{DEFAULT_ROOT}/{name}").expanduser()
@@ -66,7 +66,7 @@ class FitFolder:
         return spec
 
     def write(self, results: Mapping[str, Any], save: Callable[[Path], Any]) -> dict[str, Any]:
-        """Write what `save(folder)` saves, and spec.json with the fingerprint and results. Returns the spec."""
+        """Write the folder: the files that `save` writes, and spec.json (fingerprint and results). Returns the spec."""
         spec = {**self.fingerprint, **results}
         with whole_folder(self.folder) as temporary:
             save(temporary)

@@ -10,14 +10,14 @@ import pandas as pd
 from prefkit.errors import UsageError
 from prefkit.fit.tables import times
 
-MIN_ITEMS = 3  # no items are held out for users with fewer
+MIN_ITEMS = 3  # users with fewer items have none held out
 
 
 @dataclass
 class Interactions:
     """Pairs (user index, item index): `train` [M, 2]; `validation` and `test` [*, 2], at most one row per user.
 
-    `keys` holds the sorted user * n_items + item of all three splits, `train_keys` those of `train` alone.
+    keys: the sorted numbers user * n_items + item of all three splits; train_keys: those of `train` alone.
     """
 
     users: list[str]
@@ -35,7 +35,7 @@ class Interactions:
         return keys[positions] == wanted
 
     def negatives(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw an item for each user, uniformly from those that are not among the user's training items: [M]."""
+        """Draw for each user an item, uniformly from the items that are not in the user's training items: [M]."""
         items = rng.integers(0, len(self.items), len(users))
         rejected = np.flatnonzero(self.seen(users, items, self.train_keys))
         while len(rejected):

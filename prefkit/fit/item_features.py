@@ -33,7 +33,7 @@ class Source:
 
     @classmethod
     def find(cls, options: Any, interactions: pd.DataFrame) -> Source:
-        """Find the source that the options name. Raises UsageError for items without an image or features."""
+        """Return the source that the options set. Raises UsageError for items without an image or features."""
         wanted = sorted(set(interactions["item"].astype(str)))
         if options.images:
             images = image_files(user_path(options.images, "vbpr.images"), wanted, "vbpr.images")
@@ -64,7 +64,7 @@ class Source:
         elif method == "standard":
             shift, factor = raw.mean(0), float(raw.std(0).pow(2).mean().sqrt())
         if not factor > 0:
-            raise UsageError("vbpr: the features of all items are the same, so nothing can be learned from them.")
+            raise UsageError("vbpr: the features of all items are equal, so nothing can be learned. Replace them.")
         scaling = Scaling(method == "unit", shift, factor)
         return scaling, scaling(raw).contiguous()
 

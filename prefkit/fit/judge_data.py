@@ -1,7 +1,7 @@
 """Training data for a judge: rated images, or pairs shown side by side, in the format of TRL's trainers.
 
 The prompt of an example is the scorer's question, formatted with the model's chat template up to the start of the
-answer. The answer is a level (or A or B) and the end token, so training and scoring use the same token.
+answer. The answer is a level (or A or B), the token whose probability the scorer reads, and the end token.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ def _content(rows: Sequence[Rated]) -> str:
 
 
 def level(rating: float, scale: Scale) -> str:
-    """Return the label of the level nearest to a rating, the lower in a tie. Raises UsageError outside the scale."""
+    """Return the label of the level nearest to a rating (the lower on a tie). Raises UsageError outside the scale."""
     if not scale.values[0] <= rating <= scale.values[-1]:
         raise UsageError(f"mllm: a rating of {rating:g} is outside the scale {', '.join(scale.labels)}. Set --scale.")
     return scale.labels[min(range(len(scale.values)), key=lambda i: abs(scale.values[i] - rating))]
 
 
 class Examples:
-    """Questions and answers; `dataset` makes them a datasets.Dataset that decodes images only when a batch is read."""
+    """Questions and answers. `dataset` returns them as a datasets.Dataset that decodes images batch by batch."""
 
     def __init__(self, processor: Any, questions: Sequence[Question], answers: Sequence[tuple[str, ...]]) -> None:
         self.processor, self.questions, self.answers = processor, questions, answers
@@ -125,5 +125,5 @@ def check_tokens(processor: Any, labels: Sequence[str], reads: Callable[[str, st
         ids = processor.tokenizer(label, add_special_tokens=False).input_ids
         if len(ids) != 1 or not reads(processor.tokenizer.decode(ids), label):
             raise UsageError(
-                f"mllm: {label!r} must be a single token, but is {len(ids)} for this model. Use levels such as 1 to 9."
+                f"mllm: {label!r} must be a single token, but has {len(ids)} in this model. Use levels such as 1 to 9."
             )

@@ -1,4 +1,4 @@
-"""Tuning of a multimodal judge on ratings or pairs with TRL, and measurements before and after."""
+"""Tune a multimodal judge on ratings or pairs with TRL, and measure the judge before and after."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RatingTask:
             read_ratings(options.ratings) if options.ratings else read_scores(options.run, options.scores)
         )
         self.prompts = [row.candidate.prompt for row in self.rows]
-        self.labels = [level(row.rating, self.scale) for row in self.rows]  # before any model is loaded
+        self.labels = [level(row.rating, self.scale) for row in self.rows]  # may raise, so done before loading
         self.answers = self.scale.labels
 
     def trainer(self, options: Any) -> tuple[Any, Any]:
@@ -85,7 +85,7 @@ class PairTask:
         self.template = options.template or TEMPLATE
         self.data = read_preferences("mllm", options.pairs, options.run, options.votes)
         self.content = self.data.content
-        self.rows = [row for row in self.data.rows if row.p != 0.5]  # DPO has no ties
+        self.rows = [row for row in self.data.rows if row.p != 0.5]  # DPO cannot use ties
         self.prompts = [row.caption for row in self.rows]
         if not self.rows:
             raise UsageError("mllm: all pairs are ties, so nothing can be learned. Add pairs with a winner.")
@@ -116,8 +116,8 @@ class PairTask:
         return a, b
 
     def judge(self, rows: Sequence[int]) -> dict[str, list[float]]:
-        """Return lists for all pairs: `right`, the fraction of the two orders the better image won (a tie is half),
-        and `flip`, 1 if different images won in the two orders, else 0.
+        """Return lists for all pairs: `right`, the fraction of the two orders in which the better image won (a tie is
+        half), and `flip`, 1 if different images won in the two orders, else 0.
         """
         right, flip = [], []
         for start in range(0, len(rows), self.batch_size):
@@ -144,8 +144,8 @@ class PairTask:
 class BestWeights(TrainerCallback):
     """Stops after `patience` evaluations without a lower `eval_loss`, and restores the weights with the lowest loss.
 
-    Trainer's `load_best_model_at_end` cannot do this for a vision-language model: it saves parameters under other names
-    than it loads, so it reports all of them as missing and keeps the last weights (transformers 5.23).
+    Trainer's `load_best_model_at_end` cannot do this for a vision-language model: it saves parameters under names
+    that it does not find again, so it reports all as missing and keeps the last weights (transformers 5.23).
     """
 
     def __init__(self, patience: int) -> None:
@@ -241,7 +241,7 @@ class Tuning:
             train_dataset=self.task.examples(processor, train).dataset(),
             eval_dataset=self.task.examples(processor, validation).dataset(),
         )
-        trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for the result
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is reserved for the result
         return trainer
 
     def _adapters(self) -> Any:

@@ -26,7 +26,7 @@ MAX_NEGATIVES = 100  # per outfit, for its AUC
 
 @dataclass
 class Catalogue:
-    """N items. files: image of each; category: [N] int64, category index of each; of: item indices of each category."""
+    """N items. files: their images; category: their category indices, [N] int64; of: each category's item indices."""
 
     files: list[str]
     category: np.ndarray
@@ -46,8 +46,8 @@ class Outfits:
 def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Catalogue, dict[str, Outfits], int]:
     """Return the catalogue, outfits by split, and the number of outfits left out for having fewer than two items.
 
-    The table's column `split` (train, validation, test) assigns the split. Without a value there, a hash of the outfit
-    name does; `shares` are then the fractions for validation and test. Raises UsageError.
+    The table's column `split` (train, validation, test) assigns the split. Without a value, a hash of the outfit's
+    name assigns it, with `shares` as the fractions for validation and test. Raises UsageError.
     """
     table = table.assign(item=(table["item"] if "item" in table else table["image"]).map(id_text))
     first = table.drop_duplicates("item")
@@ -78,7 +78,7 @@ def read_outfits(table: pd.DataFrame, shares: tuple[float, float]) -> tuple[Cata
     empty = [split for split, rows in splits.items() if not rows]
     if empty:
         raise UsageError(
-            f"outfit_compat.outfits: no outfit of two or more items is in the split {', '.join(empty)}. Add some."
+            f"outfit_compat.outfits: no outfit of two or more items is in the split {', '.join(empty)}. Add outfits."
         )
     return catalogue, {split: Outfits(_padded(rows)) for split, rows in splits.items()}, short
 
@@ -111,7 +111,7 @@ def blanks(outfits: Outfits, rng: np.random.Generator) -> np.ndarray:
 def negatives(
     catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw for each outfit up to `count` other items of the blank's category not in it: [O, count], padded with -1."""
+    """Draw for each outfit up to `count` items of the blanked item's category that it lacks: [O, count]; -1: none."""
     items = np.full((len(outfits), count), -1, np.int64)
     truth = outfits.members[np.arange(len(outfits)), blank]
     for row, (members, item) in enumerate(zip(outfits.members, truth)):
@@ -123,7 +123,7 @@ def negatives(
 
 
 def one_negative(catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw one negative per outfit, vectorized: [O]. -1 if all items of the blank's category are in the outfit."""
+    """Draw one negative per outfit: [O]; -1 if all items of the blanked item's category are in the outfit."""
     truth = outfits.members[np.arange(len(outfits)), blank]
     sizes = np.array([len(pool) for pool in catalogue.of])
     flat, begin = np.concatenate(catalogue.of), np.cumsum(sizes) - sizes
@@ -160,8 +160,8 @@ def train(
     for split, outfits in splits.items():
         if split != "train" and not len(measure(head, features, catalogue, outfits, 4, settings.seed)[0]):
             raise UsageError(
-                f"outfit_compat: the {split} outfits cannot be evaluated: none has a negative, an item of the blanked "
-                "item's category that is not in the outfit. Add items."
+                f"outfit_compat: the {split} outfits cannot be evaluated: none has a negative (an item of the blanked "
+                "item's category that is not in the outfit). Add items."
             )
     rng = np.random.default_rng(settings.seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -211,7 +211,7 @@ def _epoch(
 def measure(
     head: OutfitHead, features: torch.Tensor, catalogue: Catalogue, outfits: Outfits, choices: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the AUC and the hit of each outfit, with one blanked item per outfit that depends on `seed` alone.
+    """Return each outfit's AUC and hit for one blanked item, whose choice depends on `seed` alone.
 
     AUC: fraction of up to 100 negatives (items of the same category) that score below the blanked item. hit: 1 if the
     item scores above `choices` - 1 negatives. Ties count as misses. Each array omits outfits with too few negatives.

@@ -36,8 +36,8 @@ PROBABILITY = {"a": 1.0, "b": 0.0, "tie": 0.5}
 class Preference:
     """One comparison of two images.
 
-    p: probability that image 0 is the better one; 0.5 is a tie. images: their keys, for `Preferences.open`. texts:
-    column -> a further prompt of the row.
+    p: probability that image 0 is better; 0.5 is a tie. images: the images' keys for `Preferences.open`. texts: column
+    -> additional prompt.
     """
 
     caption: str
@@ -48,7 +48,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Preferences:
-    """The preferences of a data set. encoded: returns an image's bytes by key. content: digest of rows and images."""
+    """The preferences of a data set. encoded: image key -> the image's bytes. content: digest of rows and images."""
 
     rows: list[Preference]
     encoded: Callable[[Any], bytes]
@@ -65,10 +65,10 @@ class Preferences:
 def read_preferences(fit: str, pairs: str, run: str, votes: str, columns: Sequence[str] = ()) -> Preferences:
     """Read preferences from the pair dataset `pairs`, or from the comparisons called `votes` of the run folder `run`.
 
-    columns: further prompts that each row must have. Raises UsageError.
+    columns: columns with additional prompts, which each row must have. Raises UsageError.
     """
     if bool(pairs) == bool(run and votes) or bool(run) != bool(votes):
-        raise UsageError(f"{fit}: give --pairs FOLDER, or --run FOLDER with --votes NAME (of the run's comparisons).")
+        raise UsageError(f"{fit}: give --pairs FOLDER, or --run FOLDER with --votes NAME (of its comparisons).")
     preferences = _from_pairs(fit, pairs, columns) if pairs else _from_votes(fit, run, votes, columns)
     if not preferences.rows:
         raise UsageError(f"{fit}: {pairs or f'{run}, comparisons {votes},'} contains no pairs.")
@@ -117,7 +117,7 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
 
 
 def _probability(fit: str, number: int, row: Mapping[str, Any]) -> float:
-    """Return the probability that image 0 is better: 0.5 if the labels are equal, else p (default 1) for the winner."""
+    """Return the probability that image 0 is better: 0.5 for equal labels; else the winner has p (default 1)."""
     first, second, p = row["label_0"], row["label_1"], row.get("p")
     p = 1.0 if p is None else p
     if not isinstance(row["caption"], str) or not {first, second} <= {0, 0.5, 1} or not 0 <= p <= 1:
@@ -150,14 +150,14 @@ def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Prefe
     def encoded(cid: str) -> bytes:
         image = reader.image(cid)
         if image is None:
-            raise UsageError(f"{fit}: candidate {cid} of {run} has no image, so its votes cannot be learned from.")
+            raise UsageError(f"{fit}: candidate {cid} of {run} has no image, so its votes cannot be used.")
         return image
 
     return Preferences(rows, encoded, digest(content))
 
 
 def open_run(option: str, run: str, kind: str, name: str) -> Store:
-    """Open a run that must have a `kind` (comparisons or scores) called `name`. Raises UsageError naming `option`."""
+    """Open a run. Raises UsageError naming `option` if it has no comparisons or scores (`kind`) called `name`."""
     store = Store(Path(run).expanduser())
     store.check_single()
     names = store.names(kind)
@@ -177,14 +177,14 @@ def split_by_text(
 ) -> tuple[list[int], list[int], list[int]]:
     """Split rows into indices for training, validation and test; rows with equal texts stay together.
 
-    Texts are compared without case and spacing. validation, test: fractions of the distinct texts. Raises UsageError if
-    there are fewer distinct texts than splits.
+    Case and spacing are ignored. validation, test: fractions of the distinct texts. Raises UsageError if there are too
+    few distinct texts.
     """
     keys = [caption_key(text) for text in texts]
     order = sorted(set(keys), key=lambda key: digest("split", seed, key))
     n_test, n_validation = (max(1, round(fraction * len(order))) for fraction in (test, validation))
     if len(order) < n_test + n_validation + 1:
-        raise UsageError(f"{fit}: {len(order)} different prompts are too few for training, validation and test.")
+        raise UsageError(f"{fit}: {len(order)} different prompts are too few to split in three. Add prompts.")
     split = {key: 2 if n < n_test else 1 if n < n_test + n_validation else 0 for n, key in enumerate(order)}
     train, val, held_out = ([n for n, key in enumerate(keys) if split[key] == part] for part in range(3))
     return train, val, held_out

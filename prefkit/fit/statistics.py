@@ -13,7 +13,7 @@ RESAMPLES = 1000
 
 
 def estimate(values: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Return the mean of independent values, such as one per user; None if there are none."""
+    """Estimate the mean of independent values, such as one per user. Without values, the mean is None."""
     sample = np.asarray(values, np.float64)
     if not len(sample):
         return _interval(None, [], 0)
@@ -23,7 +23,7 @@ def estimate(values: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, A
 
 
 def clustered(values: Sequence[float], texts: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Return the mean of values, resampled by prompt (`texts`), because those of one prompt are not independent."""
+    """Estimate the mean, resampling prompts (`texts`), because the values of one prompt are not independent."""
     if not len(values):
         return _interval(None, [], 0)
     _, group = np.unique([caption_key(text) for text in texts], return_inverse=True)
@@ -33,7 +33,7 @@ def clustered(values: Sequence[float], texts: Sequence[str], seed: int = 0) -> d
 
 
 def correlation(x: np.ndarray, y: np.ndarray, texts: Sequence[str], ranks: bool) -> dict[str, Any]:
-    """Return Pearson's correlation, or Spearman's with `ranks`, resampled by prompt; None if x or y is constant."""
+    """Estimate Pearson's correlation (Spearman's with `ranks`), resampling prompts; None if x or y is constant."""
     _, group = np.unique([caption_key(text) for text in texts], return_inverse=True)
     members = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def correlation(x: np.ndarray, y: np.ndarray, texts: Sequence[str], ranks: bool)
 
 
 def pearson(x: np.ndarray, y: np.ndarray, ranks: bool) -> float | None:
-    """Pearson's correlation, or Spearman's with `ranks`; None where x or y is constant."""
+    """Return Pearson's correlation, or Spearman's with `ranks`; None if x or y is constant."""
     if ranks:
         import pandas as pd
 

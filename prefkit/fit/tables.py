@@ -28,10 +28,10 @@ BATCH = 64
 def read_table(
     name: str, path: str, required: Sequence[str], ids: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Read a table in any supported format as a data frame of unchanged Python objects (text, if the file is .csv).
+    """Read a table in any supported format as a data frame of unchanged Python objects (text for a .csv file).
 
     required: columns that must exist and have a value in every row. ids: columns that `id_text` converts to text; those
-    that exist must have a value in every row. optional: further columns to keep. Raises UsageError naming the row.
+    in the table need a value in every row. optional: other columns to keep. Raises UsageError naming the row.
     """
     import pandas as pd
 
@@ -78,9 +78,9 @@ def numbers(table: pd.DataFrame, column: str, name: str) -> list[float]:
 
 
 def times(table: pd.DataFrame, column: str, name: str) -> list[int]:
-    """Return the rank of each row's time, from 0; equal times share a rank. Times are all numbers, or all ISO dates.
+    """Return the rank of each row's time, from 0; equal times share a rank. Times must be all numbers or all dates.
 
-    Raises UsageError naming the first row whose value is neither, or that mixes the two.
+    Raises UsageError naming the first row that breaks this rule.
     """
     values: list[Any] = []
     for row, value in enumerate(table[column], 1):
@@ -114,10 +114,7 @@ def _comparable(one: Any, other: Any) -> bool:
 
 
 def named_files(name: str, path: str, images: Iterable[Any]) -> list[Path]:
-    """Return the paths of the images that the table at `path` names, relative to its folder.
-
-    Raises UsageError for an image that is missing or outside of this folder.
-    """
+    """Return the paths of a table's images, relative to its folder. Raises UsageError if one is missing or outside."""
     folder = user_path(path, name).parent
     try:
         files = [named(folder, str(image)) for image in images]

@@ -26,8 +26,8 @@ USER_BATCH = 256
 class Regularisers:
     """Weights lambda of the penalties lambda/2 * ||.||^2 on the parameters that a triple (user, item, negative) uses.
 
-    `negative_factors` and `negative_bias` multiply them for the negative's gamma_j and beta_j. The paper uses 1 for
-    both, its authors' code 0.1 for `negative_factors`, cornac 0.1 for `negative_bias`.
+    `negative_factors` and `negative_bias` multiply `factors` and `bias` for the negative's gamma_j and beta_j. The
+    paper uses 1 for both; its authors' code uses 0.1 for `negative_factors`, cornac 0.1 for `negative_bias`.
     """
 
     factors: float = 0.01
@@ -50,7 +50,7 @@ def start(users: int, items: int, features: int, k: int, k2: int, seed: int) -> 
 
 
 def bpr_loss(net: Vbpr, features: Tensor, u: Tensor, i: Tensor, j: Tensor, reg: Regularisers) -> Tensor:
-    """Return the sum over B triples (user u, taken item i, negative j) of -ln sigmoid(x_ui - x_uj) and their penalties.
+    """Return the sum over B triples (user u, chosen item i, negative j) of -ln sigmoid(x_ui - x_uj) plus penalties.
 
     The penalty of E and beta' is counted once per batch. u, i, j: [B] int64; features [N, D].
     """
@@ -96,7 +96,7 @@ def epoch(
 
 
 def auc(net: Vbpr, features: Tensor, data: Interactions, held: np.ndarray, new: bool = False) -> np.ndarray:
-    """Return for each held-out (user, item) the fraction of the user's unseen items that score below it: [len(held)].
+    """Return for each held-out (user, item) the fraction of the user's unseen items that score lower: [len(held)].
 
     Ties count as misses. new: score with the visual terms alone, as for an item without interactions.
     """

@@ -1,10 +1,10 @@
-"""Write synthetic interactions and outfits with the embedded wardrobe, by known rules that a fit should recover.
+"""Write synthetic interactions and outfits with the embedded wardrobe, by rules that a fit should recover.
 
 python -m prefkit.fit.wardrobe FOLDER [--users 300] [--outfits 3000] [--seed 0]
 
 FOLDER/images/ITEM.png      960 images: every item in every colour, four times, on random plain backgrounds
 FOLDER/interactions.csv     user, item, time: each user has a palette of three of the ten colours, sees random items,
-                            and takes those in the palette and 15 % of the others (three in four taken items are in it)
+                            and takes all in the palette and 15 % of the others (three in four taken items fit)
 FOLDER/outfits.csv          outfit, image, category: each outfit has four items of different categories, all of whose
                             colours go together according to prefkit/tiny/rules.py
 FOLDER/palettes.json        user -> palette, the ground truth

@@ -1,4 +1,4 @@
-"""Generators that answer requests: a diffusers pipeline, or a class or function from a user's file."""
+"""Generators, which make one candidate per request: a diffusers pipeline, or a user's class or function."""
 
 from __future__ import annotations
 
@@ -21,21 +21,18 @@ from prefkit.types import Candidate, Request, digest
 if TYPE_CHECKING:
     from prefkit.models.sample import Sampled
 
-#: prefix of the error for an image that the pipeline's safety checker blanked; such an image is not made again
+#: how the error of a candidate starts whose image the pipeline's safety checker blanked; it is not generated again
 FLAGGED = "safety checker"
 WHY_FLAGGED = "the pipeline judged the image unsafe and blanked it, so there is nothing to score or to learn from"
 
 
 def candidate_seed(run_seed: int, request_id: str, index: int) -> int:
-    """Return a 63-bit seed that depends on (run seed, request, index) only, not on the batch, the order or the process.
-
-    torch's CPU generator uses the low 32 bits.
-    """
+    """Return a 63-bit seed that depends only on the arguments. torch's CPU generator uses its low 32 bits."""
     return int(digest("seed", run_seed, request_id, index, length=16), 16) >> 1
 
 
 def candidate_id(spec: dict[str, Any], request: Request, index: int, seed: int) -> str:
-    """Hash everything that determines the image."""
+    """Return a candidate's id, a hash of everything that determines its image."""
     return digest(spec, request.request_id, request.prompt, index, seed)
 
 
@@ -50,7 +47,7 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
     adapters: dict[str, float] = {}
     for path, weight in model.adapters.items():
         key = weights_revision(path)
-        while key in adapters:  # one adapter under two paths counts twice
+        while key in adapters:  # the same adapter was given under two paths
             key += "+"
         adapters[key] = weight
     return {
@@ -64,7 +61,7 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
 
 
 def check_generator(model: Model, settings: Generate) -> None:
-    """Run the checks of open_generator that need no weights. Raises UsageError, PluginError."""
+    """Check a generator's settings without loading weights. Raises UsageError, PluginError."""
     if settings.use == "mesh":
         from prefkit.mesh.diffusion import generator as mesh
 
@@ -102,9 +99,9 @@ def _plugin(use: str) -> Any:
 def open_generator(
     model: Model, settings: Generate, inputs: Inputs | None = None
 ) -> Callable[[Sequence[Request], Sequence[int]], list[dict[str, Any]]]:
-    """Return a function (requests, seeds) -> a list with one dict per request.
+    """Return a function (requests, seeds) -> one dict per request.
 
-    The dict is {"image": PIL, "latents": tensor | None, "extra": dict}, or {"error": text}. inputs: provides the
+    Each dict is {"image": PIL image, "latents": tensor | None, "extra": dict}, or {"error": text}. inputs: provides the
     arguments that a diffusers pipeline takes from each request (model.inputs).
     """
     if settings.use == "diffusers":
@@ -132,7 +129,7 @@ def _from_function(
     for image in _same_length(images, requests, name):
         if not isinstance(image, Image.Image):
             raise PluginError(f"{name} returned {described(image)} where a PIL image is needed.")
-    # copies, because another thread encodes them while the generator may draw its next image on the same canvas
+    # copies, because another thread encodes the images while the function may reuse them
     return [{"image": picture(image)} for image in images]
 
 
@@ -144,21 +141,21 @@ def _from_class(instance: Any, name: str, requests: Sequence[Request], seeds: Se
 
 
 def _result(c: Candidate) -> dict[str, Any]:
-    """Return a candidate as a result: its image, unless it is a payload without one, its payload and its extra."""
+    """Convert a candidate to a dict as open_generator describes it, with its image (if it has one) and payload."""
     image = {} if c.image is None and c.path is None and c.payload is not None else {"image": picture(c.pil())}
     return {**image, "encoded": c.image, "payload": c.payload, "extra": copy.deepcopy(dict(c.extra))}
 
 
 def _check_candidates(candidates: Sequence[Any], requests: Sequence[Request], name: str) -> None:
-    """Raise PluginError for anything but Candidates, or if their order is not that of the requests."""
+    """Raise PluginError unless `candidates` are valid Candidates in the order of the requests."""
     ids = {r.request_id for r in requests}
     for c, request in zip(candidates, requests):
         if not isinstance(c, Candidate):
             raise PluginError(f"{name} returned {described(c)} where a Candidate is needed.")
         if c.request_id != request.request_id and c.request_id in ids:
             raise PluginError(
-                f"{name} returned a candidate of request {c.request_id} instead of {request.request_id}; "
-                "candidates must come in the order of the requests."
+                f"{name} returned a candidate of request {c.request_id} where one of {request.request_id} was "
+                "expected. Candidates must be in the order of the requests."
             )
         if not isinstance(c.extra, Mapping) or not isinstance(c.payload, (bytes, type(None))):
             raise PluginError(f"{name}: a candidate's extra must be a dict, and its payload bytes or None.")
@@ -200,7 +197,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
 
 
 def _inputs_hint(pipe: Any, arguments: Mapping[str, Any]) -> str:
-    """Return the probable cause of a failed call, if found: image arguments that are missing, or are not images."""
+    """Return an addition to a failed call's error, if an image argument is missing or is not an image; else ""."""
     import inspect
 
     parameters = inspect.signature(type(pipe).__call__).parameters
@@ -217,7 +214,7 @@ def _inputs_hint(pipe: Any, arguments: Mapping[str, Any]) -> str:
 def sampling(
     pipe: Any, settings: Generate, inputs: Inputs
 ) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
-    """Return a function (requests, seeds) -> one Sampled per request, made by `pipe` with these settings."""
+    """Return a function (requests, seeds) -> one Sampled per request, sampled from `pipe` with these settings."""
     from prefkit.models.sample import Sampler
 
     sampler = Sampler(
@@ -246,9 +243,9 @@ def sampling(
 
 
 def encoded(image: Any, kind: str) -> bytes:
-    """Encode an image as PNG or lossless WebP. PNG uses level 1: three times faster than the default, slightly larger.
+    """Encode an image as PNG (compression level 1, which is fast) or lossless WebP.
 
-    Raises Pillow's errors for a size that the format does not support, ValueError for values that are not finite.
+    Raises Pillow's errors if the format does not support the image's size, ValueError for values that are not finite.
     """
     image = storable(image, kind)
     buffer = io.BytesIO()

@@ -1,9 +1,8 @@
-"""Pass a request's images (and numbers) to the pipeline's call: `model: {inputs: {image: extra.person}}`.
+"""Pass a request's columns, such as an image, to the pipeline's call: `model: {inputs: {image: extra.person}}`.
 
-In the source of requests, such a field is an image path (absolute, or relative to the source's folder), an image as
-bytes, data URI or base64, or a list of these. The bytes are stored in the run's inputs/ table, and their SHA-256
-replaces the image in the field, so that a request stays the same if its image moves. Other values are passed on
-unchanged.
+In the source of requests, an image is a path (absolute, or relative to the source's folder), bytes, a data URI or
+base64; a list of images is allowed too. The image bytes are stored in the run's inputs/ table, and the request holds
+their SHA-256 instead, so that it does not change if the file moves. Other values are passed unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CACHED_PARTS = 2
 
 
 def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
-    """Map arguments of the pipeline's call to keys of a request's extra. Raises UsageError unless each is extra.NAME."""
+    """Return {call argument: key in a request's extra} for `model.inputs`. Raises UsageError for an invalid value."""
     for argument, field in mapping.items():
         if not re.fullmatch(r"extra\..+", str(field)):
             raise UsageError(
@@ -45,10 +44,7 @@ def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
 
 
 class InputReader:
-    """Reads the images that requests name, and stores their bytes in the inputs/ table.
-
-    folder: the one that relative paths refer to. store: None (for a dry run) to store nothing.
-    """
+    """Reads the images in requests (relative paths start in `folder`), and stores them unless `store` is None."""
 
     def __init__(self, mapping: Mapping[str, str], folder: Path, store: Store | None) -> None:
         self.keys, self.folder, self.store = set(map(nfc, fields_of(mapping).values())), folder, store
@@ -56,14 +52,11 @@ class InputReader:
         self.waiting: dict[str, bytes] = {}
 
     def replace_images(self, extra: dict[str, Any]) -> dict[str, Any]:
-        """Return `extra` with an id instead of every image.
-
-        Raises UsageError for a missing column or file, and for a file that is not an image.
-        """
+        """Return `extra` with images replaced by ids. Raises UsageError for a missing column or an unusable image."""
         for key in sorted(self.keys - extra.keys()):
             raise UsageError(
-                f"model.inputs: extra.{key} is missing in a request of the source; apart from the prompt, that request "
-                f"has {', '.join(extra) or 'no column'}.{nearest(key, list(extra))}"
+                f"model.inputs: extra.{key} is missing in this request, whose columns besides the prompt are "
+                f"{', '.join(extra) or '(none)'}.{nearest(key, list(extra))}"
             )
         return {key: self._value(value, key) if key in self.keys else value for key, value in extra.items()}
 
@@ -111,7 +104,7 @@ class InputReader:
 
 
 class Inputs:
-    """Provides each request's arguments for the pipeline's call, with images decoded; none if the mapping is empty."""
+    """Provides the arguments that the pipeline's call takes from each request, with images decoded."""
 
     def __init__(self, mapping: Mapping[str, str], store: Store | None) -> None:
         self.fields = {argument: nfc(key) for argument, key in fields_of(mapping).items()}
@@ -124,24 +117,24 @@ class Inputs:
         self._image = functools.lru_cache(CACHED_IMAGES)(self._read)
 
     def of(self, request: Request) -> dict[str, Any]:
-        """Return a request's arguments by name. Raises UsageError if a field or, in the run, an image is missing."""
+        """Return {call argument: value} for a request. Raises UsageError if a column or a stored image is missing."""
         missing = [key for key in self.fields.values() if key not in request.extra]
         if missing:
             raise UsageError(
-                f"the request {request.prompt!r} has no {missing[0]}, which model.inputs names. Add that column to the "
-                "source of requests; pairs made outside the run must name the run's own requests (request_id)."
+                f"the request {request.prompt!r} has no column {missing[0]}, which model.inputs names. Add the column "
+                "to the source of requests. Pairs made outside the run need the request_id of a request in the run."
             )
         return {argument: self._value(request.extra[key]) for argument, key in self.fields.items()}
 
     def key(self, request: Request) -> str:
-        """Hash a request's inputs. Requests with equal inputs may share one call of the pipeline."""
+        """Return a hash of a request's inputs. Requests with equal inputs may share a call of the pipeline."""
         return digest([request.extra.get(key) for key in self.fields.values()])
 
     def groups(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Return lists of the indices of requests with equal inputs, ordered by each list's first request.
+        """Group requests with equal inputs: return lists of request indices, ordered by each list's first request.
 
-        Some pipelines read a list of images as one per prompt, others as several for every prompt. So a call never
-        holds the images of requests with different inputs.
+        Each group needs its own call, because some pipelines take a list of images as one per prompt, and others use
+        all of them for every prompt.
         """
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -157,13 +150,13 @@ class Inputs:
         part = self._part(self.rows[name][0]) if name in self.rows else None
         if part is None:
             raise UsageError(
-                f"the run's inputs/ holds no image {name}. Run `prefkit generate` with the source that names it."
+                f"the run's inputs/ table has no image {name}. Run `prefkit generate` with the source that contains it."
             )
         return _decoded(part.column("bytes")[self.rows[name][1]].as_py(), f"input {name}")
 
 
 def _decoded(data: bytes, name: str) -> Image:
-    """Decode an image to RGB, rotated as its EXIF data says. Raises UsageError if it is damaged."""
+    """Decode an image to RGB, rotated according to its EXIF data. Raises UsageError if it is damaged."""
     from PIL import Image
 
     try:

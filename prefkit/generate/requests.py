@@ -1,4 +1,4 @@
-"""Read requests from the rows of a source: the prompt, the split, and the other columns as extra."""
+"""Read requests from a source. A row gives the prompt, the split, and the request's extra (all other columns)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def read_requests(
 ) -> list[Request]:
     """Return the distinct requests in a source. Raises UsageError if the file, a column or every prompt is missing.
 
-    A row without a `request_id` gets a hash of its prompt and extra as its id, so that the same request has the same id
-    in every run. inputs: `model.inputs`; images in these fields are stored in the store's inputs/ table and replaced by
-    their ids. every_row: the caller uses all rows regardless of their split, for the warning about a split column.
+    A request's id is the row's `request_id` or, without one, a hash of prompt and extra, equal in every run. inputs:
+    `model.inputs`; images in these columns are stored in the store's inputs/ table and replaced by their ids.
+    every_row: True if the caller uses all rows regardless of their split; it only changes the text of a warning.
     """
     if not config.source:
         raise UsageError(f"requests.source is not set: give a file ({', '.join(SUFFIXES)}), or a Hub dataset's id.")
@@ -62,22 +62,22 @@ def read_requests(
         if request_id in requests:
             counts["duplicate"] += 1
             if (requests[request_id].prompt, requests[request_id].extra) != (prompt, extra):
-                raise UsageError(f"{where}: request_id {request_id!r} is used for two different requests. Rename one.")
+                raise UsageError(f"{where}: request_id {request_id!r} already belongs to another request. Rename one.")
             continue
         split = split_of(prompt, config.test_share) if split is None else str(split)
         requests[request_id] = Request(request_id, prompt, split, extra)
     images.write()
     _report(config, counts, dropped, every_row)
     if not requests:
-        raise UsageError(f"{config.source} holds no prompt. Write at least one; in a .txt file, one prompt per line.")
+        raise UsageError(f"{config.source} contains no prompt. Add at least one (in a .txt file, one per line).")
     return list(requests.values())
 
 
 def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str | Path) -> list[Request]:
-    """Return `wanted`, but keep the split of known requests: a request that was trained on must not become held out.
+    """Return the requests `wanted`, but with the split that the run already stores for known requests.
 
-    where: the run, for messages. Raises UsageError if the prompt or extra of a known id has changed, because the images
-    and scores in the run belong to the old request.
+    where: the run, for messages. Raises UsageError if the prompt or extra of a known request has changed, because the
+    images and scores in the run belong to the old one.
     """
     old = {r.request_id: r for r in known}
     for new in wanted:
@@ -95,13 +95,13 @@ def keep_known(known: Sequence[Request], wanted: Sequence[Request], where: str |
     if moved:
         note(
             f"{moved} request{'s keep their' if moved > 1 else ' keeps its'} split in {where}, although the recipe now "
-            "differs: a request that may have been trained on must not become held out. Use a new run to split again."
+            "gives another one: a request that was trained on must not become held out. Use a new run to split again."
         )
     return [replace(r, split=old.get(r.request_id, r).split) for r in wanted]
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """True if two extras still differ after they were written as JSON and read again."""
+    """True if two extras differ after both are converted to JSON and back."""
     texts = dump_extra(one), dump_extra(other)
     return texts[0] != texts[1] and len({dump_extra(json.loads(text)) for text in texts}) > 1
 
@@ -112,7 +112,7 @@ def _brief(request: Request) -> str:
 
 
 def _extra(row: Mapping[str, Any], images: InputReader, where: str, dropped: Counter[str]) -> dict[str, Any]:
-    """Return the columns that have a value, with ids instead of images. dropped: counts those that JSON cannot hold."""
+    """Return a row's non-empty columns, with images replaced by ids. dropped: counts columns that JSON cannot hold."""
     try:
         extra = images.replace_images({name: value for name, value in row.items() if value is not None and value != ""})
         binary = [name for name, value in extra.items() if not _storable(value)]
@@ -123,7 +123,7 @@ def _extra(row: Mapping[str, Any], images: InputReader, where: str, dropped: Cou
 
 
 def _storable(value: Any) -> bool:
-    """True if JSON can hold the value, unlike bytes or an image. Raises UsageError for text that cannot be stored."""
+    """True if JSON can hold the value, unlike bytes or an image. Raises UsageError for invalid Unicode text."""
     if isinstance(value, str):
         _check_text(value, f"the text {value[:60]!r}")
         return True
@@ -134,7 +134,7 @@ def _storable(value: Any) -> bool:
 
 def _check_prompt(prompt: Any, where: str) -> None:
     if not isinstance(prompt, str):
-        raise UsageError(f"{where}: the prompt {prompt!r} is {described(prompt)}. Write it as text, in quotes.")
+        raise UsageError(f"{where}: the prompt {prompt!r} is {described(prompt)}, not text. Put it in quotes.")
     if "\0" in prompt:
         raise UsageError(f"{where}: the prompt {prompt[:60]!r} contains a NUL character. Remove it.")
     _check_text(prompt, f"{where}: the prompt {prompt[:60]!r}")
@@ -145,12 +145,12 @@ def _check_text(text: str, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{name} holds half of a character (a lone surrogate) and cannot be stored. Fix or remove it."
+            f"{name} is not valid Unicode (it contains a lone surrogate) and cannot be stored. Fix or remove it."
         ) from error
 
 
 def _report(config: Requests, counts: Counter[str], dropped: Counter[str], every_row: bool) -> None:
-    """Report rows and columns that were left out, and a split column that is ignored."""
+    """Warn about rows and columns that were left out, and about a split column that is ignored."""
     source, blank, duplicates, splits = config.source, counts["blank"], counts["duplicate"], counts["split"]
     if blank and is_lines(config):
         note(f"{source}: {blank} blank line{'s' * (blank > 1)} left out.")
@@ -160,16 +160,16 @@ def _report(config: Requests, counts: Counter[str], dropped: Counter[str], every
         note(f"{source}: {duplicates} duplicate request{'s' * (duplicates > 1)} left out.")
     for name, rows in dropped.items():
         warn(
-            f"{source}: the column {name!r} holds bytes or images in {_rows(rows)}, where it is left out. To pass it "
-            f"to the pipeline, name it in model.inputs (as extra.{name})."
+            f"{source}: the column {name!r} contains bytes or images in {_rows(rows)}; these values are left out. To "
+            f"pass them to the pipeline, add extra.{name} to model.inputs."
         )
     if splits:
         column = f"{source}: the column 'split', which has a value in {_rows(splits)},"
         warn(
-            f"{column} is not used: every row is taken."
+            f"{column} is not used: all rows are read."
             if every_row
-            else f"{column} does not decide what is held out: a hash of the prompt does (requests.test_share). To use "
-            "it, set requests.split_column: split."
+            else f"{column} is not used: a hash of the prompt decides what is held out (requests.test_share). To use "
+            "the column, set requests.split_column: split."
         )
 
 

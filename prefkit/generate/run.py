@@ -1,4 +1,4 @@
-"""The generate stage: make the missing candidates in fixed batches; encode images while the next batch runs."""
+"""The generate stage: make the missing candidates in batches, and encode images while the next batch is sampled."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from prefkit.store.table import Table, candidate_row, note_pace
 from prefkit.types import Candidate, Request, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
-MOST_CANDIDATES = 20_000_000  # per generator: the ids of more candidates would not fit in memory
+MOST_CANDIDATES = 20_000_000  # per generator, so that all ids fit in memory
 FORMATS = ("png", "webp")
-OUTCOMES = ("made", "failed", "flagged")  # what each process counts
+OUTCOMES = ("made", "failed", "flagged")
 Job = tuple[Request, int, int, str]  # request, index, seed, candidate id
 
 
 def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
-    """Add the recipe's requests to the run and return them; if the recipe has no source, return those of the run.
+    """Add the recipe's requests to the run and return them. If the recipe has no source, return the run's requests.
 
-    Known requests keep their split. Raises UsageError if the prompt or extra of a known request_id has changed.
+    Requests that the run already has keep their split. Raises UsageError if the prompt or extra of one has changed.
     """
     known = store.requests()
     if not recipe.requests.source and known:
@@ -59,9 +59,9 @@ def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
 def checked(
     store: Store, recipe: Recipe, name: str, requests: Sequence[Request], limit: int | None
 ) -> tuple[list[Job], set[str], dict[str, Any]]:
-    """Run all checks that need no weights; return the wanted jobs in order, the ids of finished candidates, the spec.
+    """Run all checks that need no weights. Returns (all jobs in order, ids of finished candidates, spec).
 
-    Raises UsageError, PluginError, and FingerprintError if existing candidates were made with other settings.
+    Raises UsageError, PluginError, or FingerprintError if existing candidates were made with other settings.
     """
     settings = recipe.generate[name]
     check(name, recipe)
@@ -69,14 +69,14 @@ def checked(
     if not chosen:
         splits = ", ".join(sorted({r.split for r in requests}))
         raise UsageError(
-            f"generate.{name}: no request is in the splits {', '.join(settings.splits) or '(none)'}; there are only "
-            f"requests in {splits}. Add prompts, change requests.test_share, or change generate.{name}.splits."
+            f"generate.{name}: no request is in the splits {', '.join(settings.splits) or '(none)'}; the requests are "
+            f"in {splits}. Add prompts, change requests.test_share, or change generate.{name}.splits."
         )
     wanted = len(chosen) * settings.n
     if wanted > MOST_CANDIDATES:
         raise UsageError(
-            f"generate.{name}.n is {settings.n}: with {len(chosen):,} requests that is {wanted:,} candidates, more "
-            f"than the limit of {MOST_CANDIDATES:,}. Lower n, or give fewer requests."
+            f"generate.{name}: {len(chosen):,} requests and n: {settings.n} make {wanted:,} candidates, more than the "
+            f"limit of {MOST_CANDIDATES:,}. Lower n, or give fewer requests."
         )
     model = model_of(store, recipe, settings)
     if ":" not in settings.use and not model.base:
@@ -95,18 +95,18 @@ def checked(
 
 
 def model_of(store: Store, recipe: Recipe, settings: Generate) -> Model:
-    """Return the model that generates: the recipe's, or the trained model that `settings` names. Raises UsageError."""
+    """Return the recipe's model or, if `settings.model` is set, that trained model. Raises UsageError."""
     return recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
 
 
 def _claim(store: Store, name: str, spec: dict[str, Any], empty: bool, write: bool = True) -> None:
     table = store.candidates(name)
-    remedy = f"Use another name under generate, or remove {table.folder} to make it again."
+    remedy = f"Use another name under generate, or remove {table.folder} to generate these candidates again."
     table.claim(spec, remedy, empty=empty, write=write)
 
 
 def check(name: str, recipe: Recipe) -> None:
-    """Raise UsageError for invalid settings, before anything is read."""
+    """Raise UsageError for invalid settings. Reads no files."""
     settings = recipe.generate[name]
     bounds.check(settings, f"generate.{name}")
     compatibility.check("generate", name, recipe)
@@ -115,7 +115,7 @@ def check(name: str, recipe: Recipe) -> None:
 
 
 def done_ids(table: Table) -> set[str]:
-    """Return the ids of finished candidates: those with an image, and those that the safety checker blanked."""
+    """Return the ids of finished candidates: those without an error, and those that the safety checker blanked."""
     frame = table.frame(["id", "error"])
     return set(frame.id[frame.error.isna() | frame.error.str.startswith(FLAGGED, na=False).astype(bool)])
 
@@ -131,20 +131,20 @@ def run_generate(
 ) -> dict[str, Any]:
     """Generate the missing candidates of `recipe.generate[name]`. Returns counts. Raises PrefkitError.
 
-    Under a launcher, every process makes a part of the batches, and the counts are summed over all processes.
+    With several processes (torchrun), each makes a part of the batches, and the counts are sums over all processes.
     inputs: the run whose inputs/ table holds the images of these requests, default `store`.
     """
     processes = group()
     settings = recipe.generate[name]
     if requests is None:
-        if not processes.alone:  # one process writes what the others then read; alone, a large source is read once
+        if not processes.alone:  # rank 0 writes the requests before the others read them
             processes.lead(lambda: sync_requests(store, recipe) and None)
         requests = sync_requests(store, recipe)
     jobs, _, spec = checked(store, recipe, name, requests, limit)
     table = store.candidates(name)
     with processes.held(store.lock(f"candidates/{name}")):
-        done = done_ids(table)  # another command may have made some before it released the lock
-        processes.wait()  # all processes have read this before one clears or fills the table
+        done = done_ids(table)  # again, because another command may have held the lock and made some
+        processes.wait()  # until all processes have read the table, which the next lines may change
         processes.lead(lambda: _claim(store, name, spec, empty=not done))
         _check_agreed(processes, name, jobs)
         batches = processes.share([jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)])
@@ -169,12 +169,12 @@ def run_generate(
         if missing:
             processes.lead(lambda: note_pace(table.folder, counts["made"], counts.get("seconds", 0.0)))
         if counts["flagged"]:
-            warn(f"generate {name}: the safety checker blanked {counts['flagged']} images; they are left out.")
+            warn(f"generate {name}: the safety checker blanked {counts['flagged']} images, which are left out.")
     return counts
 
 
 def _check_agreed(processes: Group, name: str, jobs: Sequence[Job]) -> None:
-    """Raise StoreError if the processes read different requests, which can happen on a slow network file system."""
+    """Raise StoreError if the processes read different requests (as can happen on a slow network file system)."""
     if len(set(processes.gather(digest([job[3] for job in jobs])))) > 1:
         raise StoreError(
             f"generate.{name}: the processes read different requests. Check that all machines share the run folder and "
@@ -183,7 +183,7 @@ def _check_agreed(processes: Group, name: str, jobs: Sequence[Job]) -> None:
 
 
 def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sum the counts over all processes; `seconds` and `long_prompts`, if present, become the maximum."""
+    """Sum the counts of all processes; of `seconds` and `long_prompts`, take the maximum."""
     total: dict[str, Any] = {key: sum(each[key] for each in counts) for key in OUTCOMES}
     for key in ("long_prompts", "seconds"):
         values = [each[key] for each in counts if key in each]
@@ -192,7 +192,7 @@ def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _count_truncated(name: str, call: Any, jobs: Sequence[Job]) -> dict[str, int]:
-    """Warn about prompts that the text encoders truncate; return their count. call: the result of open_generator."""
+    """Warn about prompts that the text encoders truncate, and count them. call: the function from open_generator."""
     prompts = list({job[0].prompt for job in jobs})
     count, limit = getattr(call, "too_long", lambda _: (0, 0))(prompts)
     if not count:
@@ -214,7 +214,7 @@ def _generate_batches(
 ) -> None:
     """Generate and encode candidates, and write them to the table every FLUSH_ROWS rows or FLUSH_SECONDS.
 
-    present: number of candidates that already exist. If it is 0 and the whole first batch fails, raise PrefkitError.
+    present: number of existing candidates. If there are none and the whole first batch fails, raises PrefkitError.
     """
     waiting: list[Future[Candidate]] = []
     written, size = time.monotonic(), settings.batch_size
@@ -252,14 +252,17 @@ def _generate_batches(
 
 
 def outcome(candidate: Candidate) -> str:
-    """Return "made", "flagged" (by the safety checker) or "failed" (also if the image could not be encoded)."""
+    """Return "made", "flagged" (blanked by the safety checker) or "failed"."""
     if candidate.error is None:
         return "made"
     return "flagged" if candidate.error.startswith(FLAGGED) else "failed"
 
 
 def answer(call: Any, batch: Sequence[Job], size: int) -> tuple[list[dict[str, Any]], int]:
-    """Return a result per job and the new batch size, halved whenever memory runs out. Other errors become results."""
+    """Return (one result per job, batch size); the size is halved whenever memory runs out.
+
+    If another error occurs, each job is tried alone, and the error becomes the result of the jobs that fail.
+    """
     results: list[dict[str, Any]] = []
     while len(results) < len(batch):
         part = batch[len(results) : len(results) + size]
@@ -275,7 +278,7 @@ def answer(call: Any, batch: Sequence[Job], size: int) -> tuple[list[dict[str, A
                 rows = [{"error": error_summary(error)}]
             elif len(part) == 1:
                 rows = [{"error": f"out of memory with a batch of 1: {error}"}]
-        if not rows:  # outside of `except`, whose traceback would keep the tensors
+        if not rows:  # not inside `except`: the traceback would keep tensors alive
             size = len(part) // 2
             free_memory()
             warn(f"out of memory; continuing with batches of {size}.")

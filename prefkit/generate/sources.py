@@ -19,10 +19,10 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def rows_of(config: Requests, numbers: Collection[str] = ()) -> Iterator[Row]:
-    """Yield the rows of the source, each with the prompt column and, if one is set, the split column.
+    """Yield the rows of the source, after checking that each has the prompt column and the split column, if one is set.
 
-    numbers: columns that are passed to the pipeline; in a .csv or .tsv, such a column becomes numeric if every value in
-    it is a number. Raises UsageError for a missing source or column, or a row that cannot be read.
+    numbers: columns of a .csv or .tsv to convert to numbers if all their values are numbers. Raises UsageError for a
+    missing source or column, or a row that cannot be read.
     """
     columns = {"prompt_column": nfc(config.prompt_column), "split_column": split_column(config)}
     if columns["prompt_column"] == columns["split_column"]:
@@ -37,19 +37,18 @@ def rows_of(config: Requests, numbers: Collection[str] = ()) -> Iterator[Row]:
 
 
 def split_column(config: Requests) -> str | None:
-    """Return the column that names the split, None if there is none; the embedded wardrobe has one."""
+    """Return the name of the split column, None if there is none."""
     if config.split_column is not None:
         return nfc(config.split_column)
     return "split" if _embedded(config) else None
 
 
 def folder_of(config: Requests) -> Path:
-    """Return the folder that relative image paths refer to."""
+    """Return the folder in which relative image paths start."""
     return user_path(config.source, "requests.source").parent
 
 
 def is_lines(config: Requests) -> bool:
-    """True if the source is a text file with one prompt per line."""
     return config.source.lower().endswith(".txt")
 
 
@@ -72,12 +71,12 @@ def _rows(config: Requests, numbers: Collection[str]) -> Iterator[Row]:
         return
     file_name = path.suffix.lower() in SUFFIXES or not HUB.fullmatch(source)
     if file_name or ("/" not in source and "." in source):
-        raise UsageError(f"requests.source: {source} does not exist.")
+        raise UsageError(f"requests.source: {source} does not exist. Give an existing file, or a Hub dataset's id.")
     yield from _hub_rows(source)
 
 
 def _as_numbers(rows: Iterable[Row], columns: Collection[str]) -> Iterator[Row]:
-    """Yield all rows, with text converted to numbers in `columns` that hold only numbers. Keeps all rows in memory."""
+    """Yield all rows, after converting each of `columns` that holds only numbers. Keeps all rows in memory."""
     rows = list(rows)
     for column in columns:
         cells = [row.values for row in rows if row.values.get(column) is not None]
@@ -96,7 +95,7 @@ def _hub_rows(source: str) -> Iterator[Row]:
         table = datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # errors of the library, the Hub and the network
         raise UsageError(
-            f"requests.source: {source} is not an existing file, and could not be loaded as a dataset from the Hub: "
+            f"requests.source: {source} does not exist as a file, and could not be loaded from the Hub as a dataset: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     for number, row in enumerate(table, 1):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from prefkit.store import Store
 
-#: folders under pairs/NAME that are configs, not splits
+#: folders under pairs/NAME that become dataset configs, not splits
 FURTHER = ("ties", "lists")
 SPLIT = re.compile(r"\w+(\.\w+)*")  # split names that Hugging Face `datasets` accepts
 SHOWN = 12
@@ -89,7 +89,7 @@ def _damaged(path: Path, error: Exception) -> StoreError:
 
 
 def _schema(files: list[Path]) -> pa.Schema:
-    """Return the first file's schema, starting with jpg_0 and jpg_1 as bytes, even if it only has candidate ids."""
+    """Return the first file's schema, starting with jpg_0 and jpg_1 as bytes, even if the file has only their ids."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -144,8 +144,8 @@ class _Stage:
         for number, row in enumerate(self.copied("default", files)):
             if not (isinstance(row.get("jpg_0"), bytes) and isinstance(row.get("jpg_1"), bytes)):
                 raise StoreError(
-                    f"pairs {name}, split {split}, row {number}: an image is missing: its candidate is not in this run, or "
-                    "is a mesh that was not rendered. Make the pairs again from candidates of this run that have images."
+                    f"pairs {name}, split {split}, row {number} lacks an image: its candidate is not in this run, or "
+                    "is a mesh that was not rendered. Make the pairs again from candidates of this run with images."
                 )
             if row.get("score_gap") is not None:
                 self.staged.gaps.append(row["score_gap"])

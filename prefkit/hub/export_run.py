@@ -35,7 +35,7 @@ def run_export(
     out = Path(out).expanduser()
     made = digest(
         layout, asdict(options), str(source.folder.resolve()), source.state()
-    )  # the folder's name stays private
+    )  # stores a hash, not the private folder name
     if not overwrite and (counts := _counts_of(out, made)) is not None:
         note(f"export: {out} already holds this export; nothing was written.")
         return {"as": layout, "out": str(out), **counts}

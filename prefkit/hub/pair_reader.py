@@ -1,4 +1,4 @@
-"""Reader of the pairs to export: RUN/pairs/NAME, or any folder of Parquet files in Pick-a-Pic's columns."""
+"""Reads the pairs to export from RUN/pairs/NAME, or from any folder of Parquet files with Pick-a-Pic's columns."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ NEEDS = ("label_0", "caption")
 
 @dataclass(frozen=True)
 class PairOut:
-    """A pair with its two encoded images, converted so that every decoder shows what the scorers saw.
+    """A pair to export, with its encoded images converted so that every decoder returns the pixels that scorers saw.
 
-    side: the index of the winner, 0 or 1. columns: the values of the row, without the images.
+    side: the index of the winner, 0 or 1. columns: the values of the pair's row, without the images.
     """
 
     number: int
@@ -117,8 +117,8 @@ class Pairs:
             image = pair_image(values, i, self._candidate_image)
             if image is None:
                 raise UsageError(
-                    f"export: {where} has no image in jpg_{i}. Remove the row, or add the image; generate meshes with the "
-                    "call option render: true."
+                    f"export: {where} has no image in jpg_{i}. Remove the row, or add the image (for meshes, generate "
+                    "them with render: true in generate.NAME.call)."
                 )
             images.append(image)
         label, other = values["label_0"], values.get("label_1")

@@ -163,7 +163,7 @@ def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | 
 
 
 def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
-    """Return (tuned, base) images with equal request and index, chosen by hash, from the first evaluation of both."""
+    """Return (tuned, base) images of equal request and index, chosen by hash, from the first evaluation with any."""
     out = removed(store)
     for evaluation, result in evaluations(store).items():
         for set_name, models in (result.get("sets") or {}).items():
@@ -185,7 +185,7 @@ def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
 
 
 def _finish(folder: Path, card: Card, dropped: Mapping[str, int] | None) -> Staged:
-    """Add recipe, manifest and card to the data; the fingerprint covers data and recipe. dropped: None for a model."""
+    """Add recipe, manifest and card to `folder`. The fingerprint covers data and recipe. dropped: None for a model."""
     kind = "model" if dropped is None else "dataset"
     if card.recipe:
         (folder / "recipe.yaml").write_text(dump_yaml(card.recipe), encoding="utf-8")
@@ -226,7 +226,7 @@ def _send(remote: Remote, staged: Staged, public: bool, squash: bool) -> dict[st
                 raise ChangedUnderUs(
                     f"{error} This happened {TRIES} times in a row: push again later. Nothing was overwritten."
                 ) from error
-            output.note(f"{remote.to} has changed in the meantime: reading it again.")
+            output.note(f"{remote.to} was changed by another commit: reading it again.")
             time.sleep(0.5 * 2**attempt)
             commit = remote.head()
     if squash:

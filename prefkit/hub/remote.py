@@ -85,7 +85,7 @@ class Remote:
             self.api.create_tag(**self.where, tag=name, revision=commit, tag_message=message, exist_ok=True)
 
     def squash(self, message: str) -> str:
-        """Squash the history into one commit and delete prefkit's tags, so that no name leads to an earlier state."""
+        """Squash the history into one commit and delete prefkit's tags, so that none points to an earlier commit."""
         for name in self.tags():
             if name.startswith("prefkit-"):
                 with self.errors(f"removing tag {name}"):

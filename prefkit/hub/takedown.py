@@ -19,13 +19,13 @@ NAMES = re.compile(r"candidate_\d+|image_\d+_uid")
 
 @dataclass(frozen=True)
 class Removed:
-    """Ids of removed candidates, and the SHA-256 of their image files, which also removes copies under other ids."""
+    """Ids of removed candidates, and SHA-256 hashes of their image files, to find copies with other ids too."""
 
     ids: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
 
     def hits(self, value: Any) -> bool:
-        """True if a row shows or names one of these images, also inside lists and structs."""
+        """True if `value`, such as a row, contains a removed id or hash, also inside lists and structs."""
         if isinstance(value, str):
             return value in self.ids or value in self.files
         entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()

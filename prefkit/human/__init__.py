@@ -1,1 +1,1 @@
-"""Human votes: the voting page, the import of its files, and how well people agree with each other and with scorers."""
+"""Human votes: the voting page, the import of saved votes, and how well people agree with each other and scorers."""

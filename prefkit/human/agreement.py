@@ -21,17 +21,17 @@ from prefkit.human.agreement_statistics import (
 )
 from prefkit.store import Store
 
-#: with fewer requests (or pairs), a bootstrap interval is too narrow
+#: with fewer resampled groups (requests or pairs), a bootstrap interval is too narrow
 FEW = 6
 
 
 def assess(store: Store) -> dict[str, Any] | None:
-    """Return all measures of agreement, JSON-able, or None without votes.
+    """Return all measures of agreement as a JSON-able dict, or None if nobody has voted.
 
-    Counts: votes, annotators, pairs, pairs_of_several (voted on at least twice); ties is a fraction. Estimates {value,
-    low, high (95 %), n, groups} with a bootstrap over pairs: agreement, alpha, consistency (same verdict on a repeated
-    pair), left (fraction of clear votes for the left image); with a bootstrap over requests: human {votes, majority},
-    scorers {alias: see `against_votes`}. evaluations: [{eval, set, against, model, annotators, ties, win_rate}].
+    Counts: votes, annotators, pairs, pairs_of_several (pairs with at least two votes). Fraction: ties. Estimates with
+    a bootstrap over pairs: agreement, alpha, consistency (same verdict on a repeated pair), left (choices of the left
+    image, without ties). Estimates with a bootstrap over requests: human {votes, majority} and scorers {alias: result
+    of `against_votes`}. evaluations: a list of {eval, set, against, model, annotators, ties, win_rate}.
     """
     verdicts = agreement_data.verdicts(store, people=True)
     if verdicts.empty:
@@ -44,7 +44,7 @@ def assess(store: Store) -> dict[str, Any] | None:
     values = votes.verdict.to_numpy(np.int64)
     counts = verdict_counts(units, values)
     pairs = pd.DataFrame(keys.tolist(), columns=["first", "second"])
-    # pairs of candidates that the run does not hold are grouped by their first candidate
+    # a pair's group is its request, or its first candidate if the run does not hold that candidate
     groups = pd.factorize(pairs["first"].map(requests).fillna("pair of " + pairs["first"]))[0]
     several = counts.sum(axis=1) >= 2
     again = verdicts[verdicts.showing <= 1].groupby(["judge", "first", "second"]).verdict.agg(["size", "nunique"])
@@ -71,7 +71,7 @@ def _by_pair(values: np.ndarray, frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _human(units: np.ndarray, verdicts: np.ndarray, counts: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """Return one annotator's agreement with the rest, measured as for scorers: a ceiling for what scorers can reach."""
+    """Return how well one annotator agrees with the others, measured as for scorers: an upper limit for scorers."""
     estimates = {}
     for name, values in zip(("votes", "majority"), leave_one_out(units, verdicts, counts)):
         known = np.isfinite(values)
@@ -100,10 +100,10 @@ def against_votes(
 ) -> dict[str, Any]:
     """Measure the agreement of a scorer with the votes on U pairs.
 
-    gap [U]: sign of the first minus the second candidate's score; scored [U] bool: both candidates have a score;
-    counts [U, 3]: see `verdict_counts`; groups [U]: codes of the requests. In `votes`, every clear vote has the same
-    weight, and people's ties are left out. In `majority`, every pair has the same weight, and pairs without a majority
-    are left out. A gap of exactly 0 counts as 1/2 in both.
+    gap [U]: sign of the first candidate's score minus the second's; scored [U] bool: both candidates have a score;
+    counts [U, 3]: see `verdict_counts`; groups [U]: codes of the requests. In the result, `votes` gives all votes the
+    same weight and leaves out ties; `majority` gives all pairs the same weight and leaves out pairs without a majority.
+    A gap of 0 counts as half an agreement.
     """
     clear = counts[:, 0] + counts[:, 2]
     used = scored & (clear > 0)
@@ -127,13 +127,13 @@ def sentence(alias: str, estimate: Estimate) -> str:
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return f"{alias} has no scores on the pairs that people voted on."
     if estimate.groups < FEW:
-        return f"{alias} agrees with your users {estimate.value:.0%} of the time, on too few requests ({estimate.groups}) for an interval."
+        return f"{alias} agrees with your users {estimate.value:.0%} of the time; too few requests ({estimate.groups}) for an interval."
     half = max(1, round(50 * (estimate.high - estimate.low)))
     return f"{alias} agrees with your users {100 * estimate.value:.0f} ± {half} %"
 
 
 def _evaluations(votes: pd.DataFrame, candidates: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return win rates from votes on images of two models in one evaluation, at the same request and index."""
+    """Return win rates between two models, from votes on their images of the same evaluation, request and index."""
     candidates = candidates[candidates["eval"] != ""]
     both = votes.merge(candidates.add_suffix("_1"), left_on="first", right_on="id_1")
     both = both.merge(candidates.add_suffix("_2"), left_on="second", right_on="id_2")
@@ -141,7 +141,7 @@ def _evaluations(votes: pd.DataFrame, candidates: pd.DataFrame) -> list[dict[str
     for key in ("eval", "set", "request_id", "index"):
         same &= both[f"{key}_1"] == both[f"{key}_2"]
     both = both[same].copy()
-    # the base is the model that others are measured against; of two trained models, the first by name
+    # win rates are measured against the base; between two trained models, against the first by name
     turned = (both.model_2 == "base") | ((both.model_1 != "base") & (both.model_1 > both.model_2))
     both["won"] = np.where(both.verdict == 0, 0.5, (both.verdict > 0) == turned)
     both["against"] = np.where(turned, both.model_2, both.model_1)

@@ -1,4 +1,4 @@
-"""All verdicts as one table, and the candidates and scores that they refer to."""
+"""Tables of all verdicts by people or by model judges, and of the candidates and scores to compare them with."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ COLUMNS = ["id", "id_a", "id_b", "outcome", "judge", "order", "aspect", "time"]
 
 
 def verdicts(store: Store, people: bool) -> pd.DataFrame:
-    """Return one row per verdict. people: True for imported comparisons (votes), False for those of model judges.
+    """Return one row per verdict. people: True for people's imported votes, False for verdicts of model judges.
 
-    first, second: candidate ids, sorted, so that both orders of a pair are one pair; verdict: 1 (first is better), -1
+    first, second: candidate ids, sorted, so that a pair is the same in both orders; verdict: 1 (first is better), -1
     or 0 (tie); left: 1 (left image chosen), 0 or NaN (unknown); showing: 0 for a judge's earliest verdict on a pair, 1
-    for the next. Failed verdicts are left out, and if any verdict is on overall quality, so are other aspects.
+    for the next. Failed verdicts are left out. Verdicts on single aspects are left out if any is on overall quality.
     """
     frames = []
     for alias in store.names("comparisons"):
         table = store.comparisons(alias)
         if ("imported" in (table.spec() or {})) == people:
             frame = table.frame(COLUMNS)
-            # a model judge is named by its table; a person has the same name in every table
+            # a table's name identifies a model judge; a person has the same name in every table
             frames.append(frame if people else frame.assign(judge=alias))
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
     frame = frame[frame.outcome.isin(["a", "b", "tie"]) & (frame.id_a != frame.id_b)]
@@ -48,7 +48,7 @@ def verdicts(store: Store, people: bool) -> pd.DataFrame:
 
 
 def evaluations(store: Store) -> dict[tuple[str, str, str], Store]:
-    """Return (evaluation, set, model) -> the folder of its images, which is laid out like a run folder."""
+    """Return (evaluation, set, model) -> store of the model's images, whose folder is laid out like a run folder."""
     return {
         (name, folder.parent.name, folder.name): Store(folder)
         for name in store.names("eval")
@@ -58,7 +58,7 @@ def evaluations(store: Store) -> dict[tuple[str, str, str], Store]:
 
 
 def candidates(store: Store, folders: dict[tuple[str, str, str], Store]) -> pd.DataFrame:
-    """Return id, request_id, index, eval, set and model of all candidates; the last three are "" for the run's own."""
+    """Return id, request_id, index, eval, set, model of all candidates; the last 3 are "" outside evaluations."""
     frames = []
     for (name, set_name, model), folder in {("", "", ""): store, **folders}.items():
         index = candidate_index(folder)[["id", "request_id", "index"]]
@@ -67,9 +67,9 @@ def candidates(store: Store, folders: dict[tuple[str, str, str], Store]) -> pd.D
 
 
 def scores(store: Store, folders: dict[tuple[str, str, str], Store]) -> dict[str, pd.Series]:
-    """Return alias -> scores by candidate id, of the run and its evaluations, negated where lower is better.
+    """Return alias -> scores in the run and its evaluations, indexed by candidate id and negated if lower is better.
 
-    A scorer whose specification differs in an evaluation is listed separately, as "alias (evaluation)".
+    If an evaluation used a scorer with another specification, its scores are listed as "alias (evaluation)".
     """
     parts: dict[str, list[pd.Series]] = {}
     specs: dict[str, str] = {}

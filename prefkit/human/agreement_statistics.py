@@ -1,7 +1,7 @@
-"""Statistics of agreement between annotators, and with scorers. Pure numpy, float64.
+"""Agreement statistics for annotators and scorers, in numpy float64.
 
-A verdict is 1 (the pair's first candidate is better), -1 (the second) or 0 (tie). Every interval is a percentile bootstrap
-over whole groups (pairs, or requests), because verdicts within a group are not independent.
+A verdict is 1 (the pair's first candidate is better), -1 (the second is better) or 0 (tie). Intervals are percentile
+bootstraps over whole groups (pairs or requests), because verdicts within a group are not independent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLES = 2000
-#: maximum number of random draws in one bootstrap; with very many groups, fewer samples suffice
+#: maximum number of random draws in one bootstrap; with many groups, fewer bootstrap samples are drawn
 MOST_DRAWS = 40_000_000
 VERDICTS = (-1, 0, 1)
 
@@ -29,10 +29,10 @@ class Estimate:
 
 
 def bootstrap(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
-    """Estimate a statistic of totals over groups, with a bootstrap interval. n: the number of items, for the result.
+    """Estimate a statistic of sums over all groups, with a bootstrap interval. n: number of items, only stored.
 
-    sums [G, K]: K sums for each group; statistic: totals [S, K] of S samples -> [S] values (NaN: undefined). Groups are
-    resampled with replacement (Efron & Tibshirani 1993, chapter 13).
+    sums [G, K]: K sums for each group; statistic: maps the totals [S, K] of S bootstrap samples to [S] values (NaN:
+    undefined). Groups are resampled with replacement (Efron & Tibshirani 1993, chapter 13).
     """
     groups = len(sums)
     value = float(statistic(sums.sum(axis=0, keepdims=True))[0]) if groups else np.nan
@@ -50,7 +50,7 @@ def bootstrap(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n
 
 
 def fraction(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Estimate:
-    """Estimate the mean of values [n] in 0..1, all with the same weight. groups: [n] integer codes."""
+    """Estimate the mean of values [n] in 0..1, all with the same weight. groups [n]: integer codes of their groups."""
     values, groups = np.asarray(values, np.float64), np.unique(groups, return_inverse=True)[1]
     sums = np.stack([np.bincount(groups, values), np.bincount(groups)], axis=1).astype(np.float64)
     return bootstrap(sums, ratio, len(values), seed)
@@ -69,16 +69,16 @@ def ratio(totals: np.ndarray) -> np.ndarray:
 
 
 def verdict_counts(units: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
-    """Count the verdicts -1, 0, 1 of each unit -> [U, 3]. units [n]: codes 0..U-1; verdicts [n]."""
+    """Count the verdicts -1, 0 and 1 on each pair -> [U, 3]. units [n]: pair of each verdict, 0..U-1; verdicts [n]."""
     counts = np.zeros((int(units.max()) + 1 if len(units) else 0, len(VERDICTS)))
     np.add.at(counts, (units, np.asarray(verdicts, np.int64) + 1), 1)
     return counts
 
 
 def raw_agreement(counts: np.ndarray) -> Estimate:
-    """Estimate the fraction of annotator pairs that agree, averaged over units; a tie agrees only with a tie.
+    """Estimate how often two annotators of a candidate pair agree, averaged over pairs; a tie agrees only with a tie.
 
-    Units with fewer than two verdicts are left out.
+    Candidate pairs with fewer than two verdicts are left out.
     """
     counts = counts[counts.sum(axis=1) >= 2]
     n = counts.sum(axis=1)
@@ -87,7 +87,7 @@ def raw_agreement(counts: np.ndarray) -> Estimate:
 
 
 def krippendorff_alpha(counts: np.ndarray) -> Estimate:
-    """Estimate nominal alpha, 1 - D_observed / D_expected. counts [U, V]; units with under two verdicts are left out.
+    """Estimate nominal alpha = 1 - D_observed / D_expected. counts [U, V]; rows with under 2 verdicts are left out.
 
     Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": the coincidence matrix o_cc' sums over units
     n_uc (n_uc' - [c = c']) / (n_u - 1). 1 is full agreement, 0 is chance. Undefined if all verdicts are equal.
@@ -111,15 +111,15 @@ def _alpha(totals: np.ndarray, kinds: int) -> np.ndarray:
 
 
 def majority(counts: np.ndarray) -> np.ndarray:
-    """Return 1 or -1 for the candidate with more votes, 0 if they have equally many [U]. counts [U, 3] of -1, 0, 1."""
+    """Return [U] the more frequent of verdicts 1 and -1, or 0 if they are equally frequent. counts [U, 3]: -1, 0, 1."""
     return np.sign(counts[:, 2] - counts[:, 0])
 
 
 def leave_one_out(units: np.ndarray, verdicts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compare each verdict with the other verdicts on its unit. A tied verdict counts as 1/2, as a tied scorer does.
+    """Compare each verdict with the other verdicts on its pair. A tie counts as half an agreement, as for scorers.
 
-    units, verdicts [n]; counts [U, 3]. Returns two arrays [n]: the fraction of the other clear votes that agree with
-    the verdict (NaN if there are none), and 1 if the other votes' majority agrees, else 0 (NaN without a majority).
+    units, verdicts, counts: see `verdict_counts`. Returns two arrays [n]: the fraction of the other votes (without
+    ties) that agree with the verdict, NaN without votes; and 1 if their majority agrees, else 0, NaN without majority.
     """
     others = counts[units] - np.eye(3)[np.asarray(verdicts, np.int64) + 1]
     clear = others[:, 0] + others[:, 2]

@@ -1,4 +1,4 @@
-"""The voting page: one static file for any number of annotators; the key to its pairs stays in the run folder."""
+"""The voting page: one static file for any number of annotators. The key that identifies the images stays in RUN."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prefkit.store.files import read_json, write_atomic, write_json
 from prefkit.types import digest
 
 VERSION = 1
-#: a page with more bytes is slow to open and to send; a warning recommends --sidecar
+#: a page with more bytes than this is slow to open and to send; a warning recommends --sidecar
 LARGE = 60 << 20
 
 
@@ -45,7 +45,7 @@ class VoteSettings:
 def write_vote_page(store: Store, settings: VoteSettings) -> dict[str, Any]:
     """Write RUN/vote-PAGE.html and RUN/votes/PAGE.json (the key). Returns {page, path, key, pairs, repeats, bytes}.
 
-    The same question about the same pairs gives the same page id, so that votes from any copy of it can be imported.
+    The same question about the same pairs gives the same page id, so that votes from any copy of the page are accepted.
     Raises UsageError if there is nothing to compare.
     """
     if settings.models:
@@ -55,7 +55,7 @@ def write_vote_page(store: Store, settings: VoteSettings) -> dict[str, Any]:
         source = {"eval": name, "set": set_name, "models": list(settings.models)}
     else:
         if settings.eval or settings.set:
-            raise UsageError("--eval and --set choose where --models are compared; add --models base,NAME.")
+            raise UsageError("--eval and --set apply only to a comparison of models; add --models base,NAME.")
         pairs, stores, source = within_requests(store, settings.n, settings.seed), {"": store}, {}
     pairs, images = _with_images(stores, pairs, settings.side)
     salt = _salt(store)
@@ -74,13 +74,13 @@ def write_vote_page(store: Store, settings: VoteSettings) -> dict[str, Any]:
     write_json(key_path, key)
     write_atomic(path, text)
     if len(text) > LARGE:
-        warn(f"{path} has {len(text) >> 20} MB. --sidecar stores the images next to it, --side 512 makes them smaller.")
+        warn(f"{path} is {len(text) >> 20} MB large. Store its images separately (--sidecar) or smaller (--side 512).")
     counts = {"pairs": len(pairs), "repeats": repeats, "bytes": len(text.encode())}
     return {"page": page, "path": str(path), **counts, "key": str(key_path)}
 
 
 def _salt(store: Store) -> str:
-    """Return the run's salt, so that a person has the same salted name on all pages; it is not stored in tables."""
+    """Return the run's salt. All pages use it, so that a person's hashed name is the same on all of them."""
     path = store.folder / "votes" / "salt.json"
     if not path.exists():
         write_json(path, {"salt": secrets.token_hex(16)})
@@ -88,7 +88,7 @@ def _salt(store: Store) -> str:
 
 
 def _items(pairs: list[VotePair], repeats: int, salt: str, page: str) -> list[dict[str, Any]]:
-    """Return the pairs under anonymous names, then the pairs to repeat (`again`: the name of the first showing)."""
+    """Return the pairs under anonymous names, then the repeated pairs. `again`: name of the pair that is repeated."""
     items = [{"pair": digest(salt, page, i, length=12), **asdict(pair)} for i, pair in enumerate(pairs)]
     chosen = sorted(items, key=lambda item: digest("again", salt, item["pair"]))[:repeats]
     for item in chosen:
@@ -98,7 +98,7 @@ def _items(pairs: list[VotePair], repeats: int, salt: str, page: str) -> list[di
 
 
 def _with_images(stores: dict[str, Store], pairs: list[VotePair], side: int) -> tuple[list[VotePair], dict[str, bytes]]:
-    """Return the pairs whose two images can be read, and their images by id as WebP. Raises UsageError if none is left."""
+    """Return the pairs whose two images can be read, and {candidate id: WebP}. Raises UsageError if no pair is left."""
     wanted: dict[str, set[str]] = {name: set() for name in stores}
     for pair in pairs:
         wanted[pair.model_a].add(pair.a)
@@ -108,14 +108,14 @@ def _with_images(stores: dict[str, Store], pairs: list[VotePair], side: int) -> 
     for name, store in stores.items():
         for c in store.iter_candidates(ids=wanted[name], columns=columns):
             try:
-                image = c.pil()  # one at a time: a thousand decoded images fill the memory
+                image = c.pil()  # one at a time: a thousand decoded images would fill the memory
                 image.thumbnail((side, side), Image.Resampling.LANCZOS)
-                images[c.id] = webp(image, 92)  # no visible artefacts
+                images[c.id] = webp(image, 92)  # a quality without visible artefacts
             except (OSError, ValueError, SyntaxError) as error:
                 warn(f"candidate {c.id} is left out: its image cannot be read ({' '.join(str(error).split())[:120]}).")
     pairs = [pair for pair in pairs if pair.a in images and pair.b in images]
     if not pairs:
-        raise UsageError("no pair has two readable images. `prefkit generate` makes damaged images again.")
+        raise UsageError("no pair has two readable images. Run `prefkit generate` to replace damaged images.")
     return pairs, {name: images[name] for name in dict.fromkeys(n for pair in pairs for n in (pair.a, pair.b))}
 
 
@@ -130,7 +130,7 @@ def _sidecar(images: dict[str, bytes], folder: Path, salt: str, page: str) -> di
 def _page(
     settings: VoteSettings, key: dict[str, Any], sources: dict[str, str], prompts: dict[str, str], salt: str
 ) -> str:
-    # images in the order of a hash: their position in the file must not reveal the model
+    # sort the images by a hash, so that their position in the file does not reveal the model
     names = sorted(sources, key=lambda name: digest(salt, key["page"], "place", name))
     index = {name: i for i, name in enumerate(names)}
     number = {item["pair"]: i for i, item in enumerate(key["pairs"])}

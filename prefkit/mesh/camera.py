@@ -1,4 +1,4 @@
-"""Pinhole camera of a picture, and the weak-perspective fit for requests whose camera is unknown."""
+"""The pinhole camera of a picture, and a weak-perspective fit for requests without a camera."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORM = '{"focal": 500.0, "principal": [128, 128], "size": [256, 256]}'
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera without distortion. focal, cx, cy: pixels; width, height: of the picture, pixels."""
+    """A pinhole camera without distortion. focal, cx, cy: pixels; width, height: the picture's size in pixels."""
 
     focal: float
     cx: float

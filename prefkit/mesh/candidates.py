@@ -1,4 +1,4 @@
-"""Read the meshes of candidates: one that cannot be read becomes a failed score, and does not stop the rest."""
+"""Read the meshes of candidates. A mesh that cannot be read becomes a failed score and does not stop the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def each_mesh(batch: Sequence[Candidate], read: Callable[[Candidate, Mesh], T]) 
     for candidate in batch:
         try:
             if candidate.payload is None:
-                raise ValueError("the candidate has no payload, and this scorer needs a mesh there")
+                raise ValueError("the candidate has no payload, but this scorer needs a mesh in it")
             results.append(read(candidate, Mesh.unpack(candidate.payload)))
         except (ValueError, UsageError) as error:
             results.append(Score(None, error=str(error)))
@@ -28,7 +28,7 @@ def each_mesh(batch: Sequence[Candidate], read: Callable[[Candidate, Mesh], T]) 
 
 
 def requests_of(batch: Sequence[Candidate]) -> Iterator[list[int]]:
-    """Yield, for each request, the positions of its candidates in `batch`."""
+    """Yield, for each request, the indices of its candidates in `batch`."""
     positions: dict[str, list[int]] = {}
     for n, candidate in enumerate(batch):
         positions.setdefault(candidate.request_id, []).append(n)
@@ -36,9 +36,9 @@ def requests_of(batch: Sequence[Candidate]) -> Iterator[list[int]]:
 
 
 def hypotheses(batch: Sequence[Candidate], layout: Layout) -> tuple[Observed | None, list[Mesh | Score]]:
-    """Return one request's observation and, for each candidate, the mesh, or a failed Score if it is not usable.
+    """Return one request's observation and, for each candidate, its mesh or, if that is unusable, a failed Score.
 
-    If the request itself is not usable, the observation is None, and every candidate gets a failed Score.
+    If the request itself is unusable, the observation is None and every candidate gets a failed Score.
     """
     try:
         seen = observed(batch[0].extra, layout.joints)

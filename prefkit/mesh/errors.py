@@ -33,7 +33,7 @@ def pa_mpjpe(pred: Tensor, true: Tensor, visible: Tensor | None = None) -> Tenso
 def mpvpe(pred: Tensor, true: Tensor, pred_root: Tensor | None = None, true_root: Tensor | None = None) -> Tensor:
     """Return the mean distance of the vertices, [...] mm.
 
-    pred, true: [..., V, 3] metres, the same mesh. pred_root, true_root: [..., 3], the points (such as the midpoint of
+    pred, true: [..., V, 3] metres, equal topology. pred_root, true_root: [..., 3], the points (such as the midpoint of
     the hips) that are moved to the origin; None to compare positions as they are.
     """
     pred = pred if pred_root is None else pred - pred_root.unsqueeze(-2)
@@ -60,7 +60,7 @@ def procrustes(pred: Tensor, true: Tensor, weights: Tensor | None = None) -> Ten
     covariance = (true - target).transpose(-1, -2) @ (weight * moved)
     left, values, right = torch.linalg.svd(torch.nan_to_num(covariance))  # NaN: all weights are 0
     sign = torch.ones_like(values)
-    sign[..., 2] = torch.sign(torch.linalg.det(left @ right))  # the last axis is flipped rather than the body mirrored
+    sign[..., 2] = torch.sign(torch.linalg.det(left @ right))  # flips the last axis, so that the body is not mirrored
     size = (weight * moved.square()).sum((-1, -2)).clamp_min(torch.finfo(pred.dtype).tiny)
     scale = (values * sign).sum(-1) / size
     rotation = (left * sign.unsqueeze(-2)) @ right

@@ -1,4 +1,4 @@
-"""Mirror images of a request and its hypotheses, which double the data that a ranking learns from."""
+"""Mirror a request and its hypotheses, which doubles the training data of a ranker."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def partners(names: Sequence[str]) -> list[int] | None:
 
 
 def can_mirror(layout: Layout) -> bool:
-    """True if the names tell the joints' sides, and the features use no rotations or those of the free body."""
+    """True if the joint names have left and right sides, and the features use no rotations or the free body's."""
     return partners(layout.joints) is not None and layout.rotations in (0, len(FREE))
 
 

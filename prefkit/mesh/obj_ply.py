@@ -1,6 +1,6 @@
 """Read vertices and faces of meshes from untrusted .obj and .ply files; everything else in a file is ignored.
 
-PLY: ascii, binary_little_endian and binary_big_endian, with any further properties and elements. OBJ: `v` and `f` lines.
+PLY: ascii, binary_little_endian and binary_big_endian. OBJ: `v` and `f` lines.
 A polygon is split into a fan of triangles around its first corner.
 """
 
@@ -37,7 +37,7 @@ Surface = tuple[np.ndarray, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Property:
-    """A property of a PLY element. kind: type of the values. length: type of a list's length, None for a scalar."""
+    """A property of a PLY element. kind: dtype of the values. length: dtype of a list's length; None for a scalar."""
 
     name: str
     kind: str
@@ -57,8 +57,8 @@ class Element:
 def read_surface(path: Path) -> Surface:
     """Return (vertices [V, 3] float32, faces [F, 3] int or None) of an .obj or .ply file. Face indices are not checked.
 
-    Raises ValueError if the file is not a mesh, is truncated, or has more than 2 million vertices or faces (in a PLY
-    header, before the rest is read); OSError if it cannot be read.
+    Raises ValueError if the file is not a mesh, is truncated, or has more than 2 million vertices or faces; a PLY file
+    with too many is rejected from its header alone. Raises OSError if the file cannot be read.
     """
     with open_regular(path) as file:
         data = file.read(HEAD)
@@ -110,7 +110,7 @@ def _check_count(name: str, count: int) -> None:
 
 
 def _header(data: bytes) -> tuple[str, list[Element], int]:
-    """Return byte order ("" for text), elements and the length of a PLY header. Raises ValueError if it is invalid."""
+    """Parse a PLY header: (byte order, or "" for text; elements; bytes in the header). Raises ValueError."""
     if data[:4] not in (b"ply\n", b"ply\r"):
         raise ValueError("the file is not a PLY mesh: it does not start with the line `ply`")
     end = data.find(b"end_header")
@@ -162,7 +162,7 @@ def _ply(data: bytes, order: str, elements: list[Element], start: int) -> tuple[
     return vertices, polygons
 
 
-#: the values of an element: scalar property -> [N], list property -> [N, K] or a list of rows
+#: values of an element: {scalar property: [N]}, {list property: [N, K] or a list of rows}
 Values = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
@@ -192,7 +192,7 @@ def _binary(data: bytes, start: int, order: str) -> Callable[[Element], Values]:
 
 
 def _table(element: Element, data: bytes, position: int, order: str, length: int | None) -> np.ndarray | None:
-    """Return the element's rows as a structured array; None if the data end early, or a list is not `length` long."""
+    """Return the element's rows as a structured array; None if the data end early, or a list has another length."""
     fields: list[Any] = []
     for p in element.properties:
         if p.length is None:
@@ -207,7 +207,7 @@ def _table(element: Element, data: bytes, position: int, order: str, length: int
 
 
 class _Rows:
-    """Reader of single values from a binary PLY file, for lists of different lengths."""
+    """Reads a binary PLY file value by value, for lists of different lengths."""
 
     def __init__(self, data: bytes, position: int, order: str) -> None:
         self.data, self.position, self.order = data, position, order
@@ -258,4 +258,4 @@ def _fill(values: dict[str, list[Any]], element: Element, words: Iterator[bytes]
         except StopIteration as error:
             raise EOFError from error
         except ValueError as error:
-            raise ValueError(f"the file has a row of {shown(element.name)} that is not made of numbers") from error
+            raise ValueError(f"a row of the element {shown(element.name)} has a value that is not a number") from error

@@ -1,4 +1,4 @@
-"""The body in a request's picture: a keypoint and a confidence for each joint, the box and the camera.
+"""The observed body in a request's picture: keypoints and confidences of the joints, the box and the camera.
 
 A request's keys, in px of the picture:
 
@@ -26,7 +26,7 @@ from prefkit.paths import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: landmark of BlazePose -> joint; its other landmarks (face, hands, feet) have no joint
+#: BlazePose landmark -> joint; the other landmarks (face, hands, feet) have no joint
 BLAZEPOSE = {
     11: "LeftArm",
     12: "RightArm",
@@ -50,12 +50,12 @@ CONVENTIONS: dict[str, tuple[str, ...]] = {
 ROOTS = (("LeftUpLeg", "RightUpLeg"), ("left_hip", "right_hip"), ("Hips",), ("pelvis",))
 
 
-ROUNDING = 1e-4  # a confidence outside of 0..1 by at most this much is clipped, as a rounding error
+ROUNDING = 1e-4  # a confidence so little outside 0..1 is a rounding error and is clipped
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Keypoints [J, 2] px of the J joints, confidence [J] (0 = no keypoint), and the box.
+    """An observed body: keypoints [J, 2] px, their confidence [J] (0 = no keypoint), the box and the camera.
 
     centre: the box's centre [2] px. half: half the box's longer side in px, the unit of residuals and errors.
     """
@@ -81,7 +81,7 @@ class Observed:
         return self.camera.project(joints)
 
     def residuals(self, joints: Tensor) -> Tensor:
-        """Return the offsets [M, J, 2] of joints [M, J, 3] from their keypoints (0 without one), in units of `half`."""
+        """Return the offsets [M, J, 2] of projected joints from their keypoints, in units of `half`; 0 if missing."""
         offsets = (self.project(joints) - self.keypoints) / self.half
         return torch.where(self.confidence[:, None] > 0, offsets, 0.0)
 
@@ -91,7 +91,7 @@ class Observed:
 
 
 def names_of(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """Return the names of `count` joints: those given; if none are, the free body's for 18 joints, else numbers."""
+    """Return names for `count` joints: `names`, or if empty, the free body's for 18 joints, else numbers."""
     if names:
         return tuple(names)
     return tuple(JOINT_NAMES) if count == len(JOINT_NAMES) else tuple(map(str, range(count)))
@@ -123,8 +123,8 @@ def observed(extra: Mapping[str, Any], names: Sequence[str]) -> Observed:
 def keypoints_of(extra: Mapping[str, Any]) -> np.ndarray:
     """Return a request's keypoints [K, 3] float32: x and y in px, and the confidence from 0 (not detected) to 1.
 
-    Raises ValueError if a confidence is missing or outside of 0..1, if none is above 0, or if a keypoint with a
-    confidence above 0 has no finite position.
+    Raises ValueError if a confidence is missing or outside 0..1, if none is above 0, or if the position of a keypoint
+    with a confidence above 0 is not finite.
     """
     rows = array(extra, "keypoints2d", 3).copy()
     confidence = rows[:, 2]
@@ -174,14 +174,12 @@ def _labels(convention: Any, count: int, names: Sequence[str]) -> Sequence[str]:
         raise ValueError(f"keypoint_names {convention!r} must be one of {', '.join(CONVENTIONS)}, joints, or a list")
     if len(labels) != count:
         default = " (unset: free18)" if convention is None else ""
-        raise ValueError(
-            f"keypoints2d has {count} rows, but keypoint_names{default} stands for {len(labels)} keypoints"
-        )
+        raise ValueError(f"keypoints2d has {count} rows, but keypoint_names{default} defines {len(labels)} keypoints")
     return labels
 
 
 def box_of(box: Any, keypoints: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the centre and half the longer side of bbox [x, y, w, h], or of the keypoints."""
+    """Return the centre [2] and half the longer side of the box [x, y, w, h], or of the keypoints' extent."""
     if box is None:
         low, high = keypoints.min(0), keypoints.max(0)
     else:

@@ -5,8 +5,8 @@ joints3d [J, 3] (required), vertices [V, 3], faces [F, 3] int32, pose (rotations
 `pose_repr`), betas [S], translation [3]; all float32 except faces. The blob's metadata has one entry, MARK, a JSON
 object with body_model, joint_names, pose_repr and units, so that equal meshes have equal bytes.
 
-The units are METRES, or CROP for joints as ADHMR's pair files hold them: (u, v) in pixels of the network's square crop
-of the picture, d the depth behind the pelvis in ADHMR's unit (2000 is the depth of its box). Errors in millimetres
+The units are METRES, or CROP for the joints (u, v, d) of ADHMR's pair files: u and v in pixels of the network's square
+crop of the picture, d the depth behind the pelvis in ADHMR's unit (2000 is the depth of its box). Errors in millimetres
 cannot be computed from CROP joints.
 """
 
@@ -32,12 +32,12 @@ TENSORS = (*SHAPES, "pose")
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A human body: `joints3d` [J, 3] and what else is known of it. The module docstring states shapes and units.
+    """A human body. All fields but `joints3d` are optional; the module docstring states shapes and units.
 
-    rotations: the joint rotations relative to their parents, [K, 3] axis-angle in radians, [K, 6] the first two columns
-    of the matrix, [K, 4] quaternion (w, x, y, z) or [K, 3, 3], as `pose_repr` says. body_model: "free" for the body
-    that prefkit ships, or any other name; "" if unknown. joint_names: one name for each joint, or empty. units: METRES
-    or CROP.
+    rotations: each joint's rotation relative to its parent, in the representation `pose_repr`: axis_angle [K, 3] in
+    radians, 6d [K, 6] (the matrix's first two columns), quaternion [K, 4] (w, x, y, z) or matrix [K, 3, 3].
+    body_model: "free" for the body that prefkit ships, or any other name; "" if unknown. joint_names: one name for each
+    joint, or empty. units: METRES or CROP.
     """
 
     joints3d: np.ndarray
@@ -52,7 +52,7 @@ class Mesh:
     units: str = METRES
 
     def pack(self) -> bytes:
-        """Return the mesh as a payload. Raises ValueError if `unpack` would refuse it."""
+        """Return the mesh as a payload. Raises ValueError if the mesh is invalid."""
         from safetensors.numpy import save
 
         tensors = checked(self)
@@ -69,8 +69,8 @@ class Mesh:
         header = _header(data)
         names = [name for name in header if name != "__metadata__"]
         if "joints3d" not in names:
-            held = ", ".join(sorted(names)[:6]) or "no tensors"
-            raise ValueError(f"the payload is not a mesh: it has no joints3d but {shown(held)}")
+            held = ", ".join(sorted(names)[:6]) or "none"
+            raise ValueError(f"the payload is not a mesh: joints3d is missing (its tensors: {shown(held)})")
         for name in set(names) & set(TENSORS):
             _check_rows(name, header[name].get("shape") or [0])
         facts = _facts(header.get("__metadata__"))
@@ -81,7 +81,7 @@ class Mesh:
         return _mesh(checked(_mesh(tensors, facts)), facts)
 
     def triangles(self) -> np.ndarray | None:
-        """Return the mesh's faces [F, 3] int32, else the free body's if it has as many vertices, else None."""
+        """Return the mesh's own faces [F, 3] int32, else those of the body in mesh/body.py if its vertices fit, else None."""
         if self.faces is not None or self.vertices is None:
             return self.faces
         from prefkit.mesh.body import load_body
@@ -92,7 +92,6 @@ class Mesh:
 
 
 def _mesh(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Mesh:
-    """Return the mesh with these tensors, by their names in the payload."""
     fields: dict[str, Any] = {"rotations" if name == "pose" else name: array for name, array in tensors.items()}
     return Mesh(**fields, **facts)
 
@@ -151,7 +150,7 @@ def _faces(faces: np.ndarray, vertices: np.ndarray | None) -> np.ndarray:
         raise ValueError(f"faces holds {faces.dtype}; it must hold integers")
     low, high = int(faces.min()), int(faces.max())
     if low < 0 or high >= len(vertices):
-        raise ValueError(f"the faces name vertices {low} to {high}, but the mesh has {len(vertices)} vertices")
+        raise ValueError(f"the faces refer to vertices {low} to {high}, but the mesh has {len(vertices)} vertices")
     return np.ascontiguousarray(faces, np.int32)
 
 
@@ -168,7 +167,7 @@ def _header(data: bytes) -> dict[str, Any]:
 
 
 def _facts(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the fields that the blob's metadata states. Raises ValueError if they have the wrong types."""
+    """Return the mesh fields in the blob's metadata. Raises ValueError if their types are wrong."""
     facts: dict[str, Any] = {"body_model": "", "pose_repr": "6d", "units": METRES, "joint_names": []}
     try:
         given = json.loads((metadata or {}).get(MARK, "{}"))
@@ -177,5 +176,5 @@ def _facts(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
         raise ValueError(f"the payload's metadata {MARK} is not a JSON object") from error
     names = facts.pop("joint_names")
     if not isinstance(names, list) or not all(isinstance(text, str) for text in (*names, *facts.values())):
-        raise ValueError(f"the payload's metadata {MARK} must hold texts: body_model, joint_names, pose_repr and units")
+        raise ValueError(f"the payload's metadata {MARK} must hold text: body_model, joint_names, pose_repr and units")
     return facts | {"joint_names": tuple(names)}

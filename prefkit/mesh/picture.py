@@ -1,4 +1,4 @@
-"""Pictures of meshes, through the request's camera or, if it has none, through one that frames the body."""
+"""Render meshes through the request's camera, or without one, through a camera that frames the body."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from prefkit.mesh.payload import METRES, Mesh
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE = 256  # default of the longest side in px
+SIDE = 256  # px; default for the longer side of a picture
 
 
 def picture_of(mesh: Mesh, extra: Mapping[str, Any], side: int = SIDE) -> Image | None:
     """Return a picture of a mesh, RGB, at most `side` px wide and high; None if its units are not metres.
 
-    The surface is drawn if its vertices are stored or can be computed from a pose of the free body; else the joints are.
+    Draws the surface if its vertices are stored or follow from a pose of the free body; otherwise, draws the joints.
     extra: the request's columns, including `camera` if it has one. Raises ValueError for an invalid camera.
     """
     from prefkit.mesh.render import default_camera, in_front, render, render_joints
@@ -40,7 +40,7 @@ def picture_of(mesh: Mesh, extra: Mapping[str, Any], side: int = SIDE) -> Image 
 
 
 def picture_of_payload(payload: bytes | None, extra: Mapping[str, Any], side: int = SIDE) -> Image | None:
-    """Return the picture of the mesh in a candidate's payload; None without a mesh that can be drawn."""
+    """Return the picture of the mesh in a candidate's payload, or None if it holds no mesh that can be drawn."""
     try:
         return None if payload is None else picture_of(Mesh.unpack(payload), extra, side)
     except ValueError:
@@ -48,7 +48,7 @@ def picture_of_payload(payload: bytes | None, extra: Mapping[str, Any], side: in
 
 
 def _surface(mesh: Mesh) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a mesh's vertices and faces, stored or computed from a pose of the free body; None if there are neither."""
+    """Return a mesh's vertices and faces, stored or computed from a pose of the free body; else None."""
     faces = mesh.triangles()
     if faces is not None and mesh.vertices is not None:
         return mesh.vertices, faces

@@ -1,4 +1,4 @@
-"""Draw meshes and skeletons without a display: a numpy z-buffer with smooth shading, and stick figures by Pillow.
+"""Draw meshes and skeletons without a display: a numpy z-buffer with smooth shading, and Pillow for stick figures.
 
 All points are in the camera frame (metres; x right, y down, z forward). A pixel belongs to a triangle if its centre
 is in the triangle or on its edge; both sides of a triangle are drawn, so meshes may be open or wound either way.
@@ -16,7 +16,7 @@ from prefkit.mesh.camera import NEAR, Camera
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: colours of a mesh without colours, and of a skeleton's left, right and middle bones
+#: default colour of a mesh, and colours of a skeleton's left, right and middle bones
 SKIN, LEFT, RIGHT, MIDDLE = (188, 164, 148), (214, 96, 77), (67, 120, 188), (110, 110, 110)
 BACKGROUND = (245, 245, 245)
 #: direction to the light in the camera frame (up, left, towards the camera), and the brightness without direct light
@@ -28,14 +28,14 @@ BONES = (
     ("Hips", "Spine1"), ("Spine1", "Neck"), ("Neck", "Head"), ("Neck", "LeftArm"), ("LeftArm", "LeftForeArm"),
     ("LeftForeArm", "LeftHand"), ("Neck", "RightArm"), ("RightArm", "RightForeArm"), ("RightForeArm", "RightHand"),
 )  # fmt: skip
-CHUNK = 2_000_000  # pixels that are tested at once: bounds the memory, about 100 bytes each
-EDGE = 1e-5  # how far below 0 a barycentric weight may be, lest rounding leave gaps between neighbours
+CHUNK = 2_000_000  # pixels tested at once, which limits memory use (about 100 bytes a pixel)
+EDGE = 1e-5  # tolerance for barycentric weights below 0, so that rounding leaves no gaps between triangles
 DISTANCE = 4.0  # metres: depth of the nearest point of a mesh that had to be moved in front of the camera
 
 
 class Raster(NamedTuple):
     """The visible surface per pixel. face: [H, W] index, -1 for none; inverse_depth: [H, W] 1/m, 0 for none;
-    corners: [H, W, 3] barycentric weights of the face's corners in the picture."""
+    corners: [H, W, 3] barycentric weights of the face's corners (in pixel space)."""
 
     face: np.ndarray
     inverse_depth: np.ndarray
@@ -49,9 +49,9 @@ def render(
     colours: np.ndarray | None = None,
     background: tuple[int, int, int] | np.ndarray = BACKGROUND,
 ) -> Image:
-    """Return a shaded picture of a mesh, RGB of the camera's size.
+    """Return a shaded RGB picture of a mesh, of the camera's size.
 
-    vertices: [V, 3]; faces: [F, 3] indices; camera: None for one that frames the mesh. colours: [F, 3] of 0 to 255.
+    vertices: [V, 3]; faces: [F, 3] indices; camera: None for one that frames the mesh. colours: [F, 3], 0 to 255.
     background: one colour, or an array [H, W, 3]. Faces with a corner nearer than 1 cm to the camera are not drawn.
     """
     from PIL import Image as pil
@@ -72,7 +72,7 @@ def render(
 
 
 def depth(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> np.ndarray:
-    """Return the depth of the nearest surface per pixel, [H, W] float32 metres; inf where no surface is."""
+    """Return the depth of the nearest surface per pixel, [H, W] float32 metres; inf for no surface."""
     inverse = rasterise(np.asarray(vertices, np.float32), np.asarray(faces), camera).inverse_depth
     return np.divide(1, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0)
 
@@ -103,7 +103,7 @@ def _boxes(corners: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]
 
 
 def _chunks(areas: np.ndarray) -> Iterator[slice]:
-    """Split the triangles into runs of one or more, with at most CHUNK pixels in the boxes of a run."""
+    """Yield slices of triangles whose boxes hold at most CHUNK pixels together; a larger triangle gets its own."""
     ends, start = areas.cumsum(), 0
     while start < len(areas):
         before = ends[start - 1] if start else 0
@@ -126,7 +126,7 @@ def _draw(
     triangle = triangle[inside]
     x, y = low[triangle, 0] + column[inside], low[triangle, 1] + row[inside]
     near = (weights * inverse[triangle]).sum(1)
-    order = np.argsort(near, kind="stable")  # nearest last: where triangles overlap, it overwrites the others
+    order = np.argsort(near, kind="stable")  # the nearest triangle comes last, so it overwrites the others
     order = order[near[order] > raster.inverse_depth[y[order], x[order]]]
     x, y = x[order], y[order]
     raster.inverse_depth[y, x] = near[order]
@@ -150,7 +150,7 @@ def _planes(corners: np.ndarray, low: np.ndarray) -> np.ndarray:
 def _inside(
     planes: np.ndarray, triangle: np.ndarray, column: np.ndarray, row: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the pixels inside their triangles, and the weights of the three corners there."""
+    """Return the indices of the pixels inside their triangles, and the corner weights [*, 3] at these pixels."""
     with np.errstate(invalid="ignore"):
         second, third = (
             planes[i][triangle] + planes[i + 1][triangle] * column + planes[i + 2][triangle] * row for i in (0, 3)
@@ -161,9 +161,9 @@ def _inside(
 
 
 def _brightness(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Return the factors [V] that shading applies to the colours, from vertex normals turned towards the camera."""
+    """Return the shading factors [V] of the colours, from vertex normals that are turned towards the camera."""
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))
-    normal = np.cross(b - a, c - a)  # as long as twice the area: large faces count more
+    normal = np.cross(b - a, c - a)  # its length is twice the area, so large faces count more
     sums = [np.bincount(faces.ravel(), np.repeat(normal[:, axis], 3), len(vertices)) for axis in range(3)]
     normals = np.stack(sums, 1)
     normals = normals * -np.sign((normals * vertices).sum(1, keepdims=True))
@@ -179,8 +179,8 @@ def render_joints(
 ) -> Image:
     """Return a picture of a skeleton: left limbs red, right limbs blue, farther parts drawn first.
 
-    joints: [J, 3]; camera: None for one that frames the joints. names: [J]; BONES are drawn between the names they
-    list, other joints as dots. Joints nearer than 1 cm to the camera are not drawn.
+    joints: [J, 3]; camera: None for one that frames the joints. names: [J]. A bone in BONES is drawn if both of
+    its joints exist; joints without a bone are drawn as dots. Joints nearer than 1 cm to the camera are not drawn.
     """
     from PIL import Image as pil
     from PIL import ImageDraw
@@ -204,7 +204,7 @@ def render_joints(
 
 
 def _parts(joints: np.ndarray, names: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return what to draw, as indices of joints in front of the camera: pairs (bones), and lone joints."""
+    """Return the bones and the joints without a bone to draw, as indices of joints in front of the camera."""
     place = {name: index for index, name in enumerate(names) if joints[index, 2] > NEAR}
     bones = [(place[a], place[b]) for a, b in BONES if a in place and b in place]
     linked = {index for bone in bones for index in bone}
@@ -236,7 +236,7 @@ def default_camera(points: np.ndarray, size: int = 256, margin: float = 0.1) -> 
     """Return a square camera in which the points [N, 3] fill the picture except for a margin (a fraction of its side).
 
     The camera stands at the origin and looks along z; the principal point is shifted to centre the points. Points
-    behind the camera are ignored; without any in front, the focal length is one picture side.
+    behind the camera are ignored; if none is in front, the focal length equals the picture's side.
     """
     seen = np.asarray(points, np.float64)
     seen = seen[seen[:, 2] > NEAR]

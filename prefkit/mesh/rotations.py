@@ -23,7 +23,7 @@ def to_matrix(values: Tensor, repr: str) -> Tensor:
 
     values and repr: [..., 3] "axis_angle" (radians times the unit axis), [..., 6] "6d" (the first two columns, one
     after the other; made orthonormal by Gram-Schmidt), [..., 4] "quaternion" (w, x, y, z; any length but 0) or
-    [..., 3, 3] "matrix" (returned as it is). Raises UsageError for another repr or other last dimensions.
+    [..., 3, 3] "matrix" (returned unchanged). Raises UsageError for an unknown repr or wrong last dimensions.
     """
     _check(values, repr)
     return _TO[repr](values)
@@ -53,7 +53,7 @@ def _check(values: Tensor, repr: str) -> None:
 
 
 def _from_axis_angle(vectors: Tensor) -> Tensor:
-    """R = 1 + sin(a)/a K + (1 - cos(a))/a^2 K^2, with both factors written as sinc, which is smooth at a = 0."""
+    """Return R = 1 + sin(a)/a K + (1 - cos(a))/a^2 K^2, with both factors written as sinc, which is smooth at a = 0."""
     angle = vectors.norm(dim=-1, keepdim=True).unsqueeze(-1) / torch.pi
     x, y, z = vectors.unbind(-1)
     zero = torch.zeros_like(x)
@@ -84,9 +84,9 @@ def _from_quaternion(values: Tensor) -> Tensor:
 
 
 def _to_quaternion(matrices: Tensor) -> Tensor:
-    """Read q off 4 q q^T, whose entries are sums of R's entries: take the row with the largest diagonal entry.
+    """Return q from a row of 4 q q^T, whose entries are sums of R's entries: the row with the largest diagonal entry.
 
-    That row is q times 4 max|q_i| >= 2, so nothing is divided by a small number, whatever the angle.
+    That row is q times 4 max|q_i| >= 2, so normalising it never divides by a small number.
     """
     (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in matrices.unbind(-2))
     outer = torch.stack([
@@ -104,7 +104,7 @@ def _to_axis_angle(matrices: Tensor) -> Tensor:
     quaternion = _to_quaternion(matrices)
     w, axis = quaternion[..., :1], quaternion[..., 1:]
     sine = axis.norm(dim=-1, keepdim=True)
-    small = sine < 1e-6  # angle / sin(angle / 2) is 2 to within 1e-12 there
+    small = sine < 1e-6  # angle / sin(angle / 2) is then 2 to within 1e-12
     safe = torch.where(small, torch.ones_like(sine), sine)
     return axis * torch.where(small, torch.full_like(sine, 2.0), 2 * torch.atan2(safe, w) / safe)
 

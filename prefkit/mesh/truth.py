@@ -37,7 +37,7 @@ class Truth:
 
 
 def truth_of(extra: Mapping[str, Any], mesh: Mesh) -> Truth:
-    """Read the request's truth for a candidate's mesh."""
+    """Read the ground truth for a candidate's mesh. extra: the request's columns."""
     joints = _finite(array(extra, "true_joints3d", 3), "true_joints3d")
     count = len(mesh.joints3d)
     if len(joints) != count:
@@ -62,7 +62,7 @@ def _surface(extra: Mapping[str, Any], mesh: Mesh, root: Tensor) -> tuple[Tensor
 
 
 def posed(rotations: Tensor, pose_repr: str, betas: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the free body's vertices [V, 3] and root point [3] in this pose, without translation."""
+    """Return the vertices [V, 3] and root point [3] of the free body in a pose, without translation."""
     body = load_body()
     if len(rotations) != 20:
         raise ValueError(f"a pose of the free body has 20 rotations, not {len(rotations)}")
@@ -71,7 +71,7 @@ def posed(rotations: Tensor, pose_repr: str, betas: Tensor | None) -> tuple[Tens
 
 
 def surface_of(mesh: Mesh) -> tuple[Tensor, Tensor] | None:
-    """Return a mesh's vertices and root point: those stored, else those of the free body in its pose, else None."""
+    """Return a mesh's vertices and root point: stored, or else from the free body in the mesh's pose, or else None."""
     if mesh.vertices is not None:
         joints = torch.from_numpy(mesh.joints3d)
         root = joints[list(root_of(names_of(mesh.joint_names, len(joints))))].mean(0)
@@ -87,8 +87,7 @@ def _is_free(mesh: Mesh) -> bool:
 
 
 def errors_of(meshes: Sequence[Mesh], truths: Sequence[Truth]) -> list[dict[str, float]]:
-    """Return the errors of each mesh in mm: mpjpe, pa_mpjpe and, where they can be computed, mpvpe, mpjpe_visible and
-    mpjpe_hidden. Meshes with the same joint names are computed together."""
+    """Return each mesh's errors in mm: mpjpe, pa_mpjpe and, if computable, mpvpe, mpjpe_visible and mpjpe_hidden."""
     found: list[dict[str, float]] = [{} for _ in meshes]
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for n, mesh in enumerate(meshes):

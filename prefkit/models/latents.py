@@ -1,4 +1,4 @@
-"""Convert between PIL images and the latents that the scheduler works on."""
+"""Convert between PIL images and the scheduler's latents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_FINITE = (
 def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
     """Encode images of one size to latents [B, ...], float32 in the scheduler's layout, on the VAE's device.
 
-    The latents are the mode of the VAE's posterior, so encoding is deterministic. It uses float32 if the VAE must.
+    The latents are the mode of the VAE's posterior, so encoding is deterministic.
     """
     pixels = pipe.image_processor.preprocess(list(images))
     with _upcast(pipe.vae) as vae:
@@ -42,16 +42,16 @@ def encode(pipe: Any, wiring: Wiring, images: Sequence[Image]) -> Tensor:
 
 @torch.no_grad()
 def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
-    """Decode final latents [B, ...], in the scheduler's layout, to images in the same way as the pipeline.
+    """Decode final latents [B, ...], in the scheduler's layout, to images, as the pipeline does.
 
-    size: (height, width) in pixels, needed for packed tokens of images that are not square. Raises TrainingError if any
-    pixel is not finite.
+    size: (height, width) in pixels; needed if latents are packed tokens and images are not square. Raises TrainingError
+    if any pixel is not finite.
     """
     to_grid = LAYOUT[wiring.layout][0]
     if size is not None:
         height, width = size[0] // wiring.downscale, size[1] // wiring.downscale
     else:
-        height = width = 2 * round(latents.shape[1] ** 0.5)  # tokens are squares of 2 x 2 cells; grids need no size
+        height = width = 2 * round(latents.shape[1] ** 0.5)  # a token is 2 x 2 cells; other layouts ignore this
     with _upcast(pipe.vae) as vae:
         grid = to_grid(latents.to(vae.device, vae.dtype), height, width)
         divisor, offset = AFFINE[wiring.affine](vae, grid)
@@ -62,13 +62,13 @@ def decode(pipe: Any, wiring: Wiring, latents: Tensor, size: tuple[int, int] | N
 
 
 def finite(batch: Tensor) -> Tensor:
-    """Return [B] bool, True for samples whose numbers are all finite."""
+    """Return a boolean [B]: True for samples whose numbers are all finite."""
     return torch.isfinite(batch).flatten(1).all(1)
 
 
 @contextmanager
 def _upcast(vae: Any) -> Iterator[Any]:
-    """Yield the VAE, temporarily in float32 if it is in float16 and its config says that this overflows."""
+    """Yield the VAE, temporarily in float32 if it is in float16 and its config sets force_upcast."""
     upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
     if upcast:
         vae.float()

@@ -1,4 +1,4 @@
-"""Count the prompts that a pipeline's text encoders truncate, for one warning instead of a line per prompt."""
+"""Count the prompts that a pipeline's text encoders truncate, so that one warning replaces a line per prompt."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-UNLIMITED = 100_000  # tokenizers without a limit report a larger number
+UNLIMITED = 100_000  # tokenizers without a limit report a limit above this
 BATCH = 1000
 
 
 def too_long(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None = None) -> tuple[int, int]:
-    """Count the prompts that every text encoder truncates. Returns (count, largest number of tokens an encoder reads).
+    """Return (number of prompts that all text encoders truncate, largest token limit of an encoder).
 
-    If several encoders read a prompt (CLIP reads 77 tokens, T5 256), it counts only if all of them truncate it. call:
-    further arguments of the pipeline's call. Returns (0, 0) for a pipeline without limits.
+    A prompt that only one of several encoders truncates does not count (CLIP reads 77 tokens, T5 256). call: further
+    arguments of the pipeline's call. Returns (0, 0) if an encoder has no limit.
     """
     tokenizers = list(_tokenizers(pipe, call or {}))
     limits = [limit for _, limit in tokenizers if limit is not None]
@@ -35,11 +35,11 @@ def lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 
 def truncation_warning(stage: str, count: int, total: int, limit: int) -> str:
     longer = f"{'is' if count == 1 else 'are'} longer than the text encoder reads ({limit} tokens)"
-    return f"{stage}: {count} of {total} prompts {longer}; the excess is cut."
+    return f"{stage}: {count} of {total} prompts {longer}; the text beyond that is ignored."
 
 
 def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[Any, int | None]]:
-    """Yield each tokenizer with the number of tokens that its text encoder reads, or None without a limit."""
+    """Yield each tokenizer with the number of tokens that its text encoder reads, or None if there is no limit."""
     parameter = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
     max_length = call.get("max_sequence_length", parameter.default if parameter is not None else None)
     for name, tokenizer in getattr(pipe, "components", {}).items():
@@ -47,7 +47,7 @@ def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[Any, int |
             continue
         limit = getattr(tokenizer, "model_max_length", None)
         if isinstance(max_length, int) and not type(tokenizer).__name__.startswith("CLIP"):
-            limit = max_length  # the pipeline pads and truncates to this, regardless of the tokenizer
+            limit = max_length  # the pipeline truncates to this length, whatever the tokenizer's limit
         elif not isinstance(limit, int) or limit >= UNLIMITED:
             limit = None
         yield tokenizer, limit

@@ -14,7 +14,7 @@ B = TypeVar("B")
 
 
 def free_memory() -> None:
-    """Free garbage and torch's cached memory. Call it outside `except`, where the traceback keeps tensors alive."""
+    """Free unused CPU and GPU memory. Do not call this inside `except`, where the traceback keeps tensors alive."""
     import gc
 
     import torch
@@ -27,10 +27,10 @@ def free_memory() -> None:
 
 
 class AdaptiveBatchSize:
-    """A batch size that is halved for good, with one warning, when the device runs out of memory.
+    """A batch size that is halved whenever the device runs out of memory. Warns once.
 
     most: initial size (None: all items). who: the program part that runs the batch, for messages. hint: end of the
-    warning. remedy: advice if even a single item does not fit; without it, that item's error is raised unchanged.
+    warning. remedy: advice if even a single item does not fit; without advice, the original error is raised.
     """
 
     def __init__(self, most: int | None = None, who: str = "the scorer", hint: str = "", remedy: str = "") -> None:
@@ -47,7 +47,7 @@ class AdaptiveBatchSize:
         self.warned = True
 
     def each(self, items: Sequence[A], work: Callable[[Sequence[A]], Sequence[B]]) -> list[B]:
-        """Return one result per item, from batches of at most `most`. Raises TrainingError if a single item is too big."""
+        """Return one result per item, from batches of at most `most`. Raises TrainingError if one item does not fit."""
         results: list[B] = []
         while len(results) < len(items):
             size = min(self.most or len(items), len(items) - len(results))
@@ -60,7 +60,6 @@ class AdaptiveBatchSize:
         return results
 
     def _try(self, items: Sequence[A], work: Callable[[Sequence[A]], Sequence[B]]) -> Sequence[B] | None:
-        """Return `work(items)`, or None if the device ran out of memory and the batch can be halved."""
         try:
             return work(items)
         except Exception as error:

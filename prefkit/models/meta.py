@@ -1,4 +1,4 @@
-"""Create components on the meta device: with configuration, shapes and attributes, but without weights in memory."""
+"""Create a pipeline's components on the meta device: with configuration and shapes, but without weights in memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LIBRARIES = ("diffusers", "transformers")
 
 
 def part_of(component: str) -> str | None:
-    """Return which of PARTS a pipeline's component belongs to, or None (tokenizer, scheduler)."""
+    """Return the part (one of PARTS) that a pipeline's component belongs to; None for a tokenizer or scheduler."""
     if re.match(r"text_encoder|image_encoder|safety_checker", component):
         return "text"
     return "vae" if component == "vae" else "denoiser" if component in ("unet", "transformer") else None
 
 
 def components(source: str, revision: str | None) -> dict[str, list[str]]:
-    """Map each component of the pipeline `source` to [library, class], without optional components that it lacks."""
+    """Return {component: [library, class]} of the pipeline `source`, without optional components that it lacks."""
     from diffusers import DiffusionPipeline
 
     index: Any = DiffusionPipeline.load_config(source, revision=revision)
@@ -28,14 +28,14 @@ def components(source: str, revision: str | None) -> dict[str, list[str]]:
 
 
 def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Return from_pretrained arguments that replace those components of the pipeline whose part is not in `wanted`."""
+    """Return from_pretrained arguments that replace each component whose part is not in `wanted`."""
     if wanted == set(PARTS):
         return {}
     replacements: dict[str, Any] = {}
     for name, entry in components(source, revision).items():
         part = part_of(name)
         if part == "text" and (part not in wanted or (name == "safety_checker" and wanted == {"text"})):
-            replacements[name] = None  # without a denoiser, it has nothing to check
+            replacements[name] = None  # the safety checker has nothing to check without images
         elif part is not None and part not in wanted:
             replacements[name] = on_meta_device(entry, source, name, revision, dtype, device)
     return replacements
@@ -44,7 +44,7 @@ def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.d
 def on_meta_device(
     entry: list[str], source: str, name: str, revision: str | None, dtype: torch.dtype, device: str
 ) -> Any:
-    """Create a component on the meta device that reports `device` as its own, where pipelines then prepare inputs."""
+    """Create a component on the meta device. It reports `device` as its device, so that pipelines put inputs there."""
     kind = getattr(importlib.import_module(entry[0]), entry[1])
     if entry[0] == "transformers":
         settings = kind.config_class.from_pretrained(source, subfolder=name, revision=revision)
@@ -52,7 +52,7 @@ def on_meta_device(
     else:
         settings, make = kind.load_config(source, subfolder=name, revision=revision), kind.from_config
     with torch.device("meta"):
-        module = torch.nn.Module.to(make(settings), dtype)  # diffusers' own `to` warns about real weights
+        module = torch.nn.Module.to(make(settings), dtype)  # diffusers' `to` would print a warning
     module.__class__ = type(
         kind.__name__,
         (kind,),

@@ -1,9 +1,9 @@
-"""Sequential offload: load a pipeline's text encoders, VAE and denoiser when they are called, one part at a time.
+"""Sequential offload: keep only one part of a pipeline (text encoders, VAE or denoiser) in memory.
 
-Every component is on the meta device. When a component, or a module inside it, is called, the previous part is freed,
-and the component's part is loaded and called instead. So the pipeline's own call, and with it the capture of its
-wiring, needs memory only for the largest part. The cost is that parts are loaded repeatedly: capturing a Stable
-Diffusion model reads its denoiser twice and its text encoders three times.
+The pipeline holds every component on the meta device. When a component, or a module inside it, is called, the previous
+part is freed, and the component's part is loaded and called instead. So a pipeline's call, and the capture of its
+wiring, need memory only for the largest part. The cost is that parts are loaded repeatedly: capturing a Stable
+Diffusion model loads its denoiser twice and its text encoders three times.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CACHED_PROMPTS = 64
 
 
 class OtherPartNeeded(Exception):
-    """Raised if a part other than `part` is called inside `SequentialOffload.only(part)`."""
+    """Raised by a call of another part inside `SequentialOffload.only(part)`."""
 
 
 class SequentialOffload:
-    """Keeps one part in memory: `part` is "denoiser", "vae", "text" or None; `modules` maps component names to modules.
+    """Keeps one part in memory: `part` is its name ("denoiser", "vae", "text" or None), `modules` its components.
 
-    load: a function (part, dtype) -> {component: module}; its modules have weights and are on their device.
+    load: a function (part, dtype) -> {component name: module} that loads a part with its weights onto the device.
     """
 
     def __init__(self, load: Callable[[str, torch.dtype], dict[str, Any]]) -> None:
@@ -53,7 +53,7 @@ class SequentialOffload:
 
     @contextmanager
     def only(self, part: str) -> Iterator[None]:
-        """Inside the block, let calls of any other part raise OtherPartNeeded."""
+        """Inside the block, calls of any part but `part` raise OtherPartNeeded."""
         self._only = part
         try:
             yield
@@ -65,7 +65,7 @@ class SequentialOffload:
             weakref.ref(m) for each in self.modules.values() if isinstance(each, nn.Module) for m in each.modules()
         ]
         self.part, self.modules = None, {}
-        if any(module() is not None for module in alive):  # kept by a cycle; gc.collect is slow in a large process
+        if any(module() is not None for module in alive):  # a reference cycle; otherwise skip gc.collect, which is slow
             gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -74,9 +74,10 @@ class SequentialOffload:
 def meta_components(
     source: str, revision: str | None, dtype: torch.dtype, device: str, offload: SequentialOffload
 ) -> dict[str, Any]:
-    """Return {component: replacement} for from_pretrained, without the safety checker, which does not affect the wiring.
+    """Return from_pretrained arguments, {component: replacement}: each replacement loads its part when it is called.
 
-    Components from libraries other than diffusers and transformers are not replaced: they are loaded at once and stay.
+    The safety checker is left out. Components from libraries other than diffusers and transformers are not replaced:
+    they are loaded with the pipeline and stay in memory.
     """
     replacements: dict[str, Any] = {}
     for name, entry in components(source, revision).items():
@@ -90,7 +91,7 @@ def meta_components(
 
 
 def _loaded_on_call(module: Any, name: str, part: str, offload: SequentialOffload) -> Any:
-    """Redirect every forward inside `module`, which is on the meta device, to the loaded module."""
+    """Let every forward inside `module`, which is on the meta device, call the loaded module instead."""
     kind = type(module)
     persistent = set(module.state_dict()) & {path for path, _ in module.named_buffers()}
     statistics = {path.split(".")[0] for path in persistent}
@@ -99,7 +100,7 @@ def _loaded_on_call(module: Any, name: str, part: str, offload: SequentialOffloa
         return offload.activate(part, module.dtype)[name]
 
     def apply(self: Any, change: Any, *args: Any, **kwargs: Any) -> Any:
-        """Apply `float()` and the like to both modules; a module loaded later takes the dtype of the meta module."""
+        """Apply `float()` and the like to the meta module and, if it is loaded, to the module with weights."""
         if offload.part == part:
             offload.modules[name]._apply(change, *args, **kwargs)
         return nn.Module._apply(self, change, *args, **kwargs)
@@ -109,7 +110,7 @@ def _loaded_on_call(module: Any, name: str, part: str, offload: SequentialOffloa
         return self if dtype is None else nn.Module.to(self, dtype)
 
     def attribute(self: Any, key: str) -> Any:
-        """Get children with statistics from the loaded module: FLUX.2 reads its VAE's batch norm without calling it."""
+        """Get batch norms from the loaded module, because FLUX.2 reads the statistics in its VAE without calling it."""
         return getattr(loaded(), key) if key in statistics else kind.__getattr__(self, key)
 
     for path, child in module.named_modules():
@@ -124,7 +125,7 @@ def _call_loaded(loaded: Callable[[], Any], path: str, *args: Any, **kwargs: Any
 
 
 def cache_prompts(pipe: Any) -> None:
-    """Cache the results of encode_prompt, because encoding again may load the text encoders again."""
+    """Cache the results of encode_prompt, because each call may have to load the text encoders."""
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
         return

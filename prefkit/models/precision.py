@@ -1,4 +1,4 @@
-"""Look up dtypes by their recipe name, and a device's most exact dtype. Importing this module does not import torch."""
+"""The dtypes that recipes can name, and each device's most exact dtype. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefkit.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-#: name in a recipe -> name in torch
+#: dtype name in a recipe -> dtype name in torch
 NAMES = {name: name for name in ("float32", "bfloat16", "float16")}
 NAMES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 #: device types without float64; sums and schedules are float32 there
@@ -17,13 +17,13 @@ WITHOUT_FLOAT64 = ("mps",)
 
 
 def check_dtype(name: str) -> None:
-    """Raise UsageError for an unknown name."""
+    """Raise UsageError for an unknown dtype name."""
     if name not in NAMES:
         raise UsageError(f"dtype {name!r} is not known; choose one of {', '.join(NAMES)}.")
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Return the torch dtype for a recipe's name. Raises UsageError for an unknown name."""
+    """Return the torch dtype for a name in a recipe. Raises UsageError for an unknown name."""
     import torch
 
     check_dtype(name)

@@ -1,4 +1,4 @@
-"""Call a denoiser in the same way as its pipeline."""
+"""Call a denoiser as its pipeline does."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def compute_dtype(net: Any) -> torch.dtype:
 
 
 def predict(net: Any, wiring: Wiring, x_t: Tensor, time: Tensor, condition: Tree) -> Tensor:
-    """Return the denoiser's model_output for scheduler.step: [B, ...] float32, in the scheduler's layout and sign.
+    """Run the denoiser and return model_output for scheduler.step: [B, ...] float32, in the scheduler's layout.
 
-    x_t:       [B, ...], in the scheduler's layout (VP models: signal-preserving, as the denoiser sees it)
-    time:      [B], index (epsilon, v) or sigma in 0..1 (flow)
+    x_t:       [B, ...] noisy latents in the scheduler's layout; VP models: sqrt(abar) x0 + sqrt(1 - abar) noise
+    time:      [B] step index (epsilon, v) or sigma in 0..1 (flow)
     condition: a Tree for B samples (`collate`)
     """
     rest = {name: value for name, value in condition.items() if name != EXTRA_INPUT_KEY}
@@ -36,7 +36,7 @@ def predict(net: Any, wiring: Wiring, x_t: Tensor, time: Tensor, condition: Tree
 
 @contextmanager
 def forward_as(net: Any, precise: Any) -> Iterator[None]:
-    """Run only the denoiser's forward under the context `precise()` (autocast); its inputs keep their dtypes."""
+    """Inside the block, the denoiser's forward runs in the context `precise()`, such as autocast."""
     inner = net.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,8 @@
 """Quantise the denoiser's linear layers with diffusers' configs; adapters trained on top of them stay float32.
 
-nf4   4 bits, normal-float with quantised constants (QLoRA, arXiv 2305.14314): bitsandbytes, in diffusers on GPUs only
-int8  8 bits, symmetric, a scale per output row: torchao's weight-only form, without an outlier path, also on CPUs
-fp8   8 bits, e4m3, a scale per output row: torchao's weight-only form; sums are computed in the network's dtype
+nf4   4 bits, normal-float with quantised constants (QLoRA, arXiv 2305.14314); uses bitsandbytes; not on CPUs
+int8  8 bits, symmetric, one scale per output row; uses torchao's weight-only quantisation; also on CPUs
+fp8   8 bits, e4m3, one scale per output row; uses torchao's weight-only quantisation; not on MPS
 Convolutions, norms and embeddings keep the dtype of the pipeline.
 """
 
@@ -22,7 +22,7 @@ UNSUPPORTED = {"nf4": "cpu", "fp8": "mps"}  # device type that does not support 
 
 
 def check_quantize(name: str | None, device: str | None = None) -> None:
-    """Raise UsageError for an unknown quantisation, a missing library, or a device that does not support it."""
+    """Raise UsageError if the quantisation is unknown, its library is missing, or the device does not support it."""
     if name is None:
         return
     if name not in LIBRARY:
@@ -36,7 +36,7 @@ def check_quantize(name: str | None, device: str | None = None) -> None:
 
 
 def quantization(name: str, dtype: torch.dtype) -> Any:
-    """Return diffusers' quantisation config. dtype: the dtype in which the quantised layers compute."""
+    """Return diffusers' quantisation config. dtype: computation dtype of nf4 layers."""
     import diffusers
 
     if name == "nf4":

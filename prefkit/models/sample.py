@@ -1,4 +1,4 @@
-"""Sample a batch with the pipeline's own call. Each candidate has its seed; prompt embeddings are cached."""
+"""Sample images by calling the pipeline: each image has its own seed, and prompt embeddings are cached."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ CACHED_PROMPTS = 64
 
 
 class Sampled(NamedTuple):
-    """One candidate: image, final latents [...] (scheduler's layout and dtype, CPU), the safety checker's flag, and
-    whether latents and decoded pixels are finite (otherwise the image is black or damaged)."""
+    """One candidate. latents: on the CPU, in the scheduler's layout and dtype. nsfw: the safety checker's flag.
+
+    finite: False if latents or decoded pixels are not finite; then the image is black or damaged.
+    """
 
     image: Image
     latents: Tensor
@@ -40,9 +42,9 @@ class Sampled(NamedTuple):
 class Sampler:
     """Calls `pipe` with fixed settings and leaves it unchanged after each call.
 
-    guidance: None for the pipeline's default. extra_call: further arguments of the pipeline's call; a value of None is
-    passed on, because the pipeline's default may differ. per_request: names of the arguments that `sample` adds. Raises
-    UsageError for an argument that the pipeline does not take.
+    guidance: None for the pipeline's default. extra_call: further arguments of the pipeline's call; arguments set to
+    None are passed too. per_request: names of the arguments that `sample` gets as `inputs`. Raises UsageError for an
+    argument that the pipeline does not take.
     """
 
     def __init__(
@@ -66,17 +68,17 @@ class Sampler:
         self._decode_batch = AdaptiveBatchSize(
             None, "decoding by the VAE", hint="; the samples stay the same except for rounding"
         )
-        self._batchable: bool | None = None  # True if a batch gives each prompt its image; None: not checked yet
+        self._batchable: bool | None = None  # whether prompts with inputs may share a batch; None: not checked yet
         self._batches = 0
 
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any] | None = None
     ) -> list[Sampled]:
-        """Return one sample per (prompt, seed). Each initial noise has its own CPU generator, so batches do not matter.
+        """Return one sample per (prompt, seed). A sample's initial noise depends only on its seed, not on the batch.
 
-        inputs: further arguments of this call (an image to edit), shared by all its prompts. With inputs, some
-        pipelines accept only one prompt (Qwen-Image-Edit), or draw extra random numbers for the first sample of a batch
-        (FLUX Fill): for these pipelines, prompts are sampled one by one.
+        inputs: further arguments of the pipeline's call, such as an image to edit, shared by all prompts. With inputs,
+        some pipelines accept only one prompt (Qwen-Image-Edit), or draw extra random numbers for the first sample of a
+        batch (FLUX Fill); such pipelines sample one prompt at a time.
         """
         if inputs and len(prompts) > 1 and self._batchable is None:
             self._batchable = self._same_noise_as_alone(prompts[:2], seeds[:2], inputs)
@@ -105,13 +107,13 @@ class Sampler:
         flags = getattr(result, "nsfw_content_detected", None) or [False] * len(prompts)
         latents = last[0].cpu()
         finite_pixels = torch.cat(decoded) if decoded else torch.ones(len(latents), dtype=torch.bool)
-        if len(finite_pixels) != len(latents):  # the VAE is not called once per image, so one bad flag counts for all
+        if len(finite_pixels) != len(latents):  # the VAE was not called once per image: one bad image marks all
             finite_pixels = finite_pixels.all().expand(len(latents))
         intact = (finite(latents) & finite_pixels).tolist()
         return [Sampled(*row) for row in zip(result.images, latents.unbind(0), map(bool, flags), intact, strict=True)]
 
     def _same_noise_as_alone(self, prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any]) -> bool:
-        """True if the second sample in a batch of two starts from the same noise as when it is sampled alone."""
+        """True if a sample's initial noise is the same in a batch of two as alone."""
 
         def initial_noise(count: int) -> Tensor:
             def stop(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +129,7 @@ class Sampler:
 
         try:
             both = initial_noise(2)
-        except ValueError:  # takes one prompt at a time
+        except ValueError:  # the pipeline takes one prompt at a time
             return False
         return torch.allclose(both, initial_noise(1), rtol=1e-2, atol=1e-2)
 
@@ -139,7 +141,7 @@ class Sampler:
         step: Any,
         decoded: list[Tensor],
     ) -> Any:
-        """Call the pipeline with `step` instead of the scheduler's own method. decoded: see _decoding."""
+        """Call the pipeline with `step` in place of scheduler.step. decoded: see _decoding."""
         call = self.call | dict(inputs or {})
         call["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         if call.get("negative_prompt") is not None:
@@ -162,9 +164,9 @@ class Sampler:
 
 @contextmanager
 def _decoding(vae: Any, batch_size: AdaptiveBatchSize, decoded: list[Tensor]) -> Iterator[None]:
-    """Let `vae.decode` split a batch that does not fit in memory, so that the denoising need not be repeated.
+    """Let `vae.decode` split a batch that does not fit in memory, so that denoising need not be repeated.
 
-    decoded: every call appends [B] bool to this list, True for images with finite pixels.
+    decoded: each call appends a boolean [B] to this list, True for images with finite pixels.
     """
     vae_decode = vae.decode
 
@@ -184,9 +186,9 @@ def _decoding(vae: Any, batch_size: AdaptiveBatchSize, decoded: list[Tensor]) ->
 
 
 class PromptCache:
-    """Replaces a pipeline's encode_prompt: encodes each distinct prompt once, by itself, and joins the results.
+    """Replaces a pipeline's encode_prompt: encodes each distinct prompt once and joins the embeddings into a batch.
 
-    If the results cannot be joined (their lengths differ, or no batch rule is found), the batch is encoded together.
+    If embeddings cannot be joined (because their lengths differ, for example), the whole batch is encoded at once.
     """
 
     def __init__(self, encode: Any, limit: int = CACHED_PROMPTS) -> None:
@@ -231,7 +233,7 @@ class PromptCache:
 
 
 def _plain(value: Any) -> bool:
-    """True if the value's repr identifies it, which is not so for tensors and images."""
+    """True if the value's repr shows its whole content, unlike that of a tensor or an image."""
     if isinstance(value, (list, tuple)):
         return all(map(_plain, value))
     return value is None or isinstance(value, (str, int, float, torch.device, torch.dtype))

@@ -22,9 +22,9 @@ TIME_SAMPLING = ("uniform", "logit_normal")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A noise schedule. alphas_cumprod: [T] float64, None for flow.
+    """A noise schedule. alphas_cumprod: [T] float64, None for flow models.
 
-    prediction: "epsilon" | "v_prediction" | "sample" | "flow", the names of diffusers' prediction types.
+    prediction: what the network predicts, "epsilon" | "v_prediction" | "sample" | "flow".
     """
 
     prediction: str
@@ -38,7 +38,7 @@ class Schedule:
         return cls(prediction, scheduler.alphas_cumprod.detach().cpu().double())
 
     def draw_time(self, generator: torch.Generator, sampling: str | None = None) -> Tensor:
-        """Draw one scalar time: int64, uniform on 0..T-1; for flow, float64 in (0, 1), by default logit-normal(0, 1)."""
+        """Draw one timestep: int64, uniform on 0..T-1; for flow models float64 in (0, 1), by default logit-normal."""
         if sampling not in (None, *TIME_SAMPLING) or (self.alphas_cumprod is not None and sampling == "logit_normal"):
             raise UsageError(
                 f"time sampling {sampling!r} is not known for {self.prediction}; "
@@ -51,7 +51,7 @@ class Schedule:
         return torch.randn((), generator=generator, dtype=torch.float64).sigmoid()
 
     def coefficients(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the coefficients of x0 and of noise in x_t, each [B, 1, ...] in the dtype of `like`."""
+        """Return the coefficients of x0 and of the noise in x_t, each [B, 1, ...] with the dtype of `like`."""
         exact = exact_dtype(time.device)
         if self.alphas_cumprod is None:
             signal, noise = 1 - time.to(exact), time.to(exact)
@@ -62,12 +62,12 @@ class Schedule:
         return signal.to(like).view(shape), noise.to(like).view(shape)
 
     def add_noise(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return x_t [B, ...], from x0 and noise [B, ...] and time [B]."""
+        """Return x_t [B, ...]. x0, noise: [B, ...]; time: [B]."""
         signal, amount = self.coefficients(time, x0)
         return signal * x0 + amount * noise
 
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return what a perfect network would predict for x_t, [B, ...]."""
+        """Return the network's training target for x_t, [B, ...]."""
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "sample":
@@ -78,7 +78,7 @@ class Schedule:
         return signal * noise - amount * x0
 
     def x0(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
-        """Return the clean sample that a prediction implies, [B, ...]. Infinite for epsilon if x_t holds no signal."""
+        """Return the clean sample x0 [B, ...] that a prediction implies; for epsilon, infinite if x_t is pure noise."""
         signal, amount = self.coefficients(time, x_t)
         if self.prediction == "epsilon":
             return (x_t - amount * prediction) / signal

@@ -15,7 +15,7 @@ Tree = Any
 
 
 def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (path, leaf) in order; a path joins keys and indices with dots."""
+    """Yield (path, leaf) in order; a path is the keys and indices that lead to the leaf, joined with dots."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else None
     if children is None:
         yield path, tree
@@ -50,7 +50,7 @@ def to_device(tree: Tree, device: Any) -> Tree:
 
 
 def dumps(tree: Tree) -> bytes:
-    """Write a tree as a safetensors blob: tensors are stored by path, everything else in the metadata."""
+    """Serialise a tree in the safetensors format: tensors are named by their paths; the metadata holds the rest."""
     import safetensors.torch
 
     tensors: dict[str, Tensor] = {}
@@ -71,7 +71,7 @@ def dumps(tree: Tree) -> bytes:
 
 
 def loads(blob: bytes) -> Tree:
-    """Read a tree that `dumps` wrote; its tensors are on the CPU."""
+    """Read a tree that `dumps` wrote, with its tensors on the CPU."""
     import safetensors.torch
 
     length = int.from_bytes(blob[:8], "little")

@@ -1,1 +1,1 @@
-"""Turns scores into (winner, loser) pairs and writes these as a Hugging Face dataset."""
+"""The pair stage: choose (winner, loser) pairs by scores or votes, and write them as a Hugging Face dataset."""

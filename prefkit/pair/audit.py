@@ -1,4 +1,4 @@
-"""The audit of a pair set: pairs per request, ties, agreement among scorers, and features that predict the winner."""
+"""Audit a pair set: pairs per request, ties, agreement among scorers, and image features that predict the winner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prefkit.pair.shortcut import bootstrap_ratio, shortcuts
 
 REQUESTS = 5000  # agreement and shortcuts are measured on at most this many requests, drawn with a fixed seed
 ROUNDS = 500
-#: trait (one of images.TRAITS) -> text that says how images with this trait are treated
+#: image trait (one of images.TRAITS) -> sentence about the images that have it
 TREATMENT = {
     "transparent": "{n} have transparency (composited on {background})",
     "profile": "{n} have a colour profile other than sRGB (converted)",
@@ -29,7 +29,7 @@ TREATMENT = {
 
 
 def audit(pool: Pool, outcome: Outcome, aliases: list[str], stats: pd.DataFrame | None) -> dict[str, Any]:
-    """Return the audit as JSON types. stats: image statistics [N] in the pool's order, None if none was measured."""
+    """Return the audit, ready for JSON. stats: image statistics [N] in the pool's order, None if not measured."""
     groups = pool.frame.request.to_numpy()
     pairs, requests = outcome.pairs, np.unique(groups)
     per_request = np.bincount(np.searchsorted(requests, groups[pairs.win.to_numpy()]), minlength=len(requests))
@@ -57,12 +57,13 @@ def audit(pool: Pool, outcome: Outcome, aliases: list[str], stats: pd.DataFrame 
 
 
 def agreement(scores: np.ndarray, groups: np.ndarray, ties: np.ndarray) -> dict[str, Any]:
-    """Return two S x S matrices over the scorers, with entries [value, low, high] or null.
+    """Compare the S scorers with each other. Returns two S x S matrices with entries [value, low, high] or None.
 
-    agreement: among the candidate pairs in which neither scorer sees a tie, the fraction that both order alike;
-    rank_correlation: Spearman's rho, averaged over requests; low and high: bootstrap interval over requests.
+    agreement: fraction of candidate pairs that both scorers rank in the same order, among pairs that neither sees as a
+    tie; rank_correlation: Spearman's rho, averaged over requests; low, high: bootstrap interval over requests.
 
-    scores [N, S]: higher is better, NaN = missing; groups [N], sorted: the requests; ties [S]: tie thresholds.
+    scores [N, S]: higher is better, NaN = missing; groups [N], sorted: each candidate's request; ties [S]: tie
+    thresholds.
     """
     size = scores.shape[1]
     alike: list[list[Any]] = [[None] * size for _ in range(size)]
@@ -78,8 +79,8 @@ def agreement(scores: np.ndarray, groups: np.ndarray, ties: np.ndarray) -> dict[
 
 
 def _within(x: np.ndarray, groups: np.ndarray, ties: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compare two scorers, per request: number of pairs ordered alike, number of pairs that both order (neither sees a
-    tie), and Spearman's rho (NaN if one of them scores all candidates equally)."""
+    """Compare two scorers. Returns, per request, the number of pairs that both rank in the same order, the number of
+    pairs that neither sees as a tie, and Spearman's rho (NaN if a scorer gives all candidates the same score)."""
     ranks = np.stack([normalise(x[:, s], groups, "rank") for s in (0, 1)], axis=1) if len(x) else x
     same, both, rho = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
     for members in blocks(groups):
@@ -111,14 +112,14 @@ def _shortcuts(pool: Pool, pairs: pd.DataFrame, stats: pd.DataFrame | None) -> d
     if stats is not None:
         features |= {name: stats[name].to_numpy() for name in FEATURES}
     win, lose = pairs.win.to_numpy(), pairs.lose.to_numpy()
-    used = np.unique(np.r_[win, lose])  # a run may hold far more candidates than the pairs measured
+    used = np.unique(np.r_[win, lose])  # only paired candidates, because a run may hold far more
     features = {name: values[used] for name, values in features.items()}
     groups = frame.request.to_numpy()[win]
     return shortcuts(features, np.searchsorted(used, win), np.searchsorted(used, lose), groups)
 
 
 def warnings_of(report: dict[str, Any]) -> list[str]:
-    """Return what a user should know before training on these pairs, as sentences."""
+    """Return sentences about what a user should know before training on these pairs."""
     warnings = []
     predictive = [
         f"{'all together' if name == 'all' else name.replace('_', ' ')} {row['accuracy']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
@@ -127,8 +128,8 @@ def warnings_of(report: dict[str, Any]) -> list[str]:
     ]
     if predictive:
         warnings.append(
-            f"simple features predict the winner, with an accuracy of: {', '.join(predictive)}. A model can learn "
-            "these instead of the preference, unless they are the preference."
+            f"simple features predict the winner; their accuracy is: {', '.join(predictive)}. A model may learn "
+            "these features instead of the preference, unless they are the preference."
         )
     images = report.get("images", {})
     present = {key: text for key, text in TREATMENT.items() if images.get(key)}
@@ -138,8 +139,8 @@ def warnings_of(report: dict[str, Any]) -> list[str]:
     leaks = report.get("splits", {})
     if leaks.get("prompts"):
         warnings.append(
-            f"{leaks['prompts']} requests share their prompt with another split: held-out data repeat training data."
+            f"{leaks['prompts']} requests share a prompt with another split, so held-out data repeats training data."
         )
     if leaks.get("images"):
-        warnings.append(f"{leaks['images']} paired images are equal or nearly equal to one in another split.")
+        warnings.append(f"{leaks['images']} paired images are equal or nearly equal to an image in another split.")
     return warnings

@@ -1,4 +1,4 @@
-"""Blocks of requests with the same number of candidates, so that strategies can work on whole arrays."""
+"""Blocks: groups of requests with the same number of candidates, so that strategies can work on whole arrays."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-CELLS = 1 << 22  # candidate pairs per block: a few hundred MB at most
+CELLS = 1 << 22  # candidate pairs per block, which limits memory to a few hundred MB
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """All candidates of a run, for strategies that need more than one request (`fit`).
+    """The scores of all T candidates, for a strategy's `fit`.
 
-    value [T]: combined score; scores [T, S]: normalised, higher is better, NaN = missing; ties [S]: largest difference
-    of each scorer that counts as a tie; aliases: names of the S scores.
+    value [T]: combined score; scores [T, S]: normalised, higher is better, NaN = missing; ties [S]: each scorer's
+    largest difference that counts as a tie; aliases: names of the S scores.
     """
 
     value: np.ndarray
@@ -27,7 +27,10 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Pairs from a block. row: the request; win, lose: candidate indices in it; by: the scorer that decided, or -1."""
+    """Pairs chosen from a block. row: index of the request; win, lose: indices of candidates in the request.
+
+    by: index of the scorer that chose the pair, -1 for the combined score.
+    """
 
     row: np.ndarray
     win: np.ndarray
@@ -37,9 +40,9 @@ class Chosen:
 
 
 class BlockStrategy:
-    """Base class of the built-in strategies on scores: subclasses implement `block`; `pairs` calls it for one request.
+    """Base class of the built-in strategies that use scores. A subclass implements `block`.
 
-    needs: minimum number of candidates per request. ties [S]: largest difference of each scorer that counts as a tie.
+    needs: minimum number of candidates per request. ties [S]: each scorer's largest difference that counts as a tie.
     """
 
     needs = 2
@@ -53,10 +56,10 @@ class BlockStrategy:
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
         """Choose pairs from R requests of N candidates: value [R, N], scores [R, N, S]."""
-        raise NotImplementedError  # each strategy defines it; this class only gives `pairs` on top of it
+        raise NotImplementedError
 
     def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
-        """Choose (winner, loser, gap >= 0) from one request: value [N] (NaN: skip the candidate), scores [N, S]."""
+        """Return [(winner, loser, gap >= 0)] for one request. value [N]: NaN skips the candidate; scores [N, S]."""
         present = np.flatnonzero(~np.isnan(value))
         if len(present) < 2:
             return []
@@ -65,7 +68,7 @@ class BlockStrategy:
 
 
 def blocks(groups: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield blocks [R, N] of candidate indices, one row per request. groups [T], sorted: each candidate's request."""
+    """Yield blocks: candidate indices [R, N], one row per request. groups [T], sorted: each candidate's request."""
     if not len(groups):
         return
     starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
@@ -78,7 +81,7 @@ def blocks(groups: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def every_pair(value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return winner, loser and gap >= 0, each [R, P], of all P = N (N - 1) / 2 pairs per request, for value [R, N]."""
+    """Return (winner, loser, gap >= 0), each [R, P], for all P = N (N - 1) / 2 pairs of each request. value: [R, N]."""
     i, j = np.triu_indices(value.shape[1], 1)
     difference = value[:, i] - value[:, j]
     up = difference >= 0
@@ -86,17 +89,17 @@ def every_pair(value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def at(scores: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Select candidates by index within their request: scores [R, N, S], index [R, P] -> [R, P, S]."""
+    """Return the scores [R, P, S] of the candidates with the indices [R, P] in their request. scores: [R, N, S]."""
     return np.take_along_axis(scores, index[:, :, None], axis=1)
 
 
 def capped(
     mask: np.ndarray, win: np.ndarray, lose: np.ndarray, gap: np.ndarray, most: int, spread: bool = False
 ) -> Chosen:
-    """Choose at most `most` pairs per request among those with a True mask, and sort them by descending gap.
+    """Choose at most `most` pairs per request from those with a True mask, and sort them by descending gap.
 
-    The first four arguments are [R, P]. The pairs with the widest gaps are chosen or, with `spread`, pairs at evenly
-    spaced ranks from the widest gap to the narrowest.
+    mask, win, lose, gap: [R, P]. Chooses the pairs with the widest gaps or, with `spread`, pairs at evenly spaced ranks
+    from the widest gap to the narrowest.
     """
     row, win, lose, gap = np.nonzero(mask)[0], win[mask], lose[mask], gap[mask]
     order = np.lexsort((lose, win, -gap, row))
@@ -106,7 +109,7 @@ def capped(
     rank = np.arange(len(row)) - np.repeat(first, count)
     total = np.repeat(count, count)
     if spread and most > 1:
-        # rank i is kept where the line from 0 to total-1, cut into most-1 steps, meets it
+        # the kept ranks divide 0..total-1 into most-1 equal steps
         step = np.maximum(total - 1, 1)
         slot = -(-rank * (most - 1) // step)
         keep = (total <= most) | (slot * step // (most - 1) == rank)

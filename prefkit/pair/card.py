@@ -1,4 +1,4 @@
-"""The README.md of a pair set, with the configs that `load_dataset` reads, the settings, and the counts."""
+"""Write the README.md (dataset card) of a pair set: the configs for `load_dataset`, the settings, and the counts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _gap(spec: dict[str, Any]) -> str:
 
 
 def _configs(splits: dict[str, int], aliases: list[str], counts: dict[str, Any], config: Pair) -> dict[str, Any]:
-    """Return the YAML front matter. The config `gallery` reads the files of `default` and decodes the images."""
+    """Return the YAML front matter. The config `gallery` reads the same files as `default`, but decodes the images."""
 
     def files(names: Any, folder: str = "") -> list[dict[str, str]]:
         return [{"split": split, "path": f"{folder}{split}/*.parquet"} for split in names]

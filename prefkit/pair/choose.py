@@ -1,4 +1,4 @@
-"""Chooses pairs by scores, given as arrays: the part of the pair stage that works without a run folder."""
+"""Choose pairs by scores given as arrays, without a run folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from prefkit.plugin_guard import guarded, is_own
 
 @dataclass(frozen=True)
 class Outcome:
-    """The chosen pairs and the ties, with the columns of contract.COLUMNS; win and lose index the N candidates.
+    """The chosen pairs and the ties, with the columns contract.COLUMNS; win and lose are indices into N candidates.
 
-    value [N] and scores [N, S]: combined and normalised scores that the pairs were chosen by; ties_of [S]: tie
-    threshold of each scorer.
+    value [N], scores [N, S]: the combined and the normalised scores; ties_of [S]: each scorer's tie threshold.
     """
 
     pairs: pd.DataFrame
@@ -40,11 +39,11 @@ def choose_by(
     weights: Mapping[str, float],
     groups: np.ndarray,
 ) -> Outcome:
-    """Choose pairs by a `pair` entry, except for its top_pairs; the pair stage and online training share this code.
+    """Choose pairs by the settings of a `pair` entry (except top_pairs), for the pair stage and online training.
 
-    columns: alias -> scores [N] float64, NaN = missing; groups [N] sorted int: the request of each candidate. A pair
-    whose gap is at most `tie` is a tie; a pair that a single scorer decided is a tie only at gap 0. Raises PluginError
-    if the strategy fails or returns an invalid result.
+    columns: score name -> values [N] float64, NaN = missing; groups [N] sorted int: each candidate's request. A pair
+    with a gap of at most `tie` is a tie; if a single scorer chose the pair, only a gap of 0 is. Raises PluginError if
+    the strategy fails or returns an invalid result.
     """
     name = config.use
     if config.decimals is not None:
@@ -53,7 +52,7 @@ def choose_by(
     ties_of = np.array([config.ties.get(alias, 0.0) for alias in weights])
     if hasattr(strategy, "fit"):
         table = (value, scores, ties_of)
-        if not is_own(strategy):  # a plug-in that is not prefkit's may sort the table in place
+        if not is_own(strategy):  # a user's plug-in may change the table in place
             table = (value.copy(), scores.copy(), ties_of.copy())
         with guarded(f"strategy {name}", "failed"):
             strategy.fit(ScoreTable(*table, tuple(weights)))
@@ -68,15 +67,12 @@ def choose_by(
 
 
 def tie_of(config: Pair) -> float:
-    """Return the largest gap of the combined score that still counts as a tie."""
+    """Return the largest gap between combined scores that counts as a tie."""
     return config.tie if config.tie is not None else TIES.get(config.normalise, 0.0)
 
 
 def lacking(scores: np.ndarray, groups: np.ndarray, policy: str) -> np.ndarray:
-    """Return a mask [N] of candidates to leave out because of missing scores (NaN in scores [N, S]).
-
-    policy: the setting `missing` of a pair entry.
-    """
+    """Return a mask [N] of candidates to leave out. scores [N, S]: NaN = missing; policy: the setting `missing`."""
     missing = np.isnan(scores)
     if policy == "drop_scorer":
         return missing.all(axis=1)
@@ -87,7 +83,7 @@ def lacking(scores: np.ndarray, groups: np.ndarray, policy: str) -> np.ndarray:
 def _chosen(
     strategy: Any, value: np.ndarray, scores: np.ndarray, groups: np.ndarray, name: str
 ) -> Iterator[tuple[np.ndarray, Chosen]]:
-    """Yield each block of indices [R, N] with its pairs; a strategy without `block` is called once per request."""
+    """Yield (candidate indices [R, N] of a block, its pairs). A strategy without `block` is called once per request."""
     for members in blocks(groups):
         if members.shape[1] < 2:
             continue
@@ -103,8 +99,8 @@ def _chosen(
 def _described(
     chosen: Chosen, members: np.ndarray, value: np.ndarray, scores: np.ndarray, ties_of: np.ndarray
 ) -> pd.DataFrame:
-    """Return the pairs with the columns of contract.COLUMNS. agreement: fraction of the present scores that rank the
-    winner higher; conflict: at least one score ranks the winner higher, and at least one ranks the loser higher."""
+    """Return the pairs with the columns contract.COLUMNS. agreement: fraction of the present scores that rank the
+    winner higher; conflict: True if at least one score ranks the winner higher and at least one the loser."""
     win, lose = members[chosen.row, chosen.win], members[chosen.row, chosen.lose]
     order = np.argsort(-value[members], axis=1, kind="stable")
     ranks = np.empty(order.shape, np.int32)
@@ -127,9 +123,9 @@ def _described(
 
 
 def top_pairs(pairs: pd.DataFrame, count: int, tie_break: np.ndarray) -> pd.DataFrame:
-    """Select `count` pairs by highest agreement, then widest gap, and return them in their original order.
+    """Select the `count` pairs with the highest agreement, then the widest gap, and keep their order.
 
-    tie_break [P] decides between pairs that are equal in both, so that pairs of the first requests have no advantage.
+    tie_break [P]: decides if agreement and gap are equal, so that the first requests have no advantage.
     """
     order = np.lexsort((tie_break, -pairs.score_gap.to_numpy(), -pairs.agreement.to_numpy()))
     return pairs.iloc[np.sort(order[:count])].reset_index(drop=True)

@@ -8,6 +8,8 @@ import numpy as np
 
 from prefkit.pair.normalise import normalise
 
+BITS = 40  # of the 53 of float64
+
 
 def combine(
     columns: Mapping[str, np.ndarray],
@@ -19,15 +21,24 @@ def combine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (value [N], scores [N, S]): combined and normalised scores, higher is better, S in the order of `weights`.
 
-    value is the sum of |weight| * score over the sum of |weight|, both over the present scores, so that gaps, ties and
-    p do not depend on the size of the weights; NaN for a candidate without scores. A negative weight inverts its score.
+    value = sum |weight| * score / sum |weight| over the scores that are present, NaN if there are none; only the
+    proportions of the weights matter. A negative weight inverts its score.
+    A mean of several scores is rounded to BITS significant bits: equal means of different scores differ in the last bits
+    of float64, and would become pairs at `tie: 0` or be on different sides of a threshold.
     """
     signed = (columns[alias] * (signs[alias] * np.sign(weight)) for alias, weight in weights.items())
     scores = np.stack([normalise(values, groups, how, scope) for values in signed], axis=1)
     sizes = np.abs(np.array(list(weights.values()), dtype=np.float64))
     missing = np.isnan(scores)
     if not missing.any():
-        return scores @ (sizes / sizes.sum()), scores
+        return _rounded(scores @ (sizes / sizes.sum()), scores), scores
     present = (~missing) @ sizes
     total = np.where(missing, 0.0, scores) @ sizes
-    return np.where(present > 0, total / np.where(present > 0, present, 1.0), np.nan), scores
+    return _rounded(np.where(present > 0, total / np.where(present > 0, present, 1.0), np.nan), scores), scores
+
+
+def _rounded(value: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    if scores.shape[1] == 1:
+        return value
+    mantissa, exponent = np.frexp(value)
+    return np.ldexp(np.rint(np.ldexp(mantissa, BITS)), exponent - BITS)

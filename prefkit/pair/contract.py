@@ -1,4 +1,4 @@
-"""Checks that the pairs from a strategy are valid: indices in range, winner and loser distinct, gap not negative."""
+"""Check the pairs that a strategy returns: indices in range, winner and loser distinct, gap finite and not negative."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ COLUMNS = ("win", "lose", "score_gap", "rank_gap", "p", "agreement", "conflict",
 
 
 def pairs_of(strategy: Any, value: np.ndarray, scores: np.ndarray, name: str) -> Pairs:
-    """Call `strategy.pairs` on one request and check the result. Raises PluginError for an invalid pair.
-
-    The strategy may change value [N] and scores [N, S] in place.
-    """
+    """Call `strategy.pairs`, which may change value [N] and scores [N, S]. Raises PluginError for an invalid result."""
     with guarded(f"strategy {name}", "failed"):
         result = strategy.pairs(value, scores)
         pairs = list(result) if isinstance(result, (list, tuple)) or type(result).__name__ == "generator" else None
@@ -46,7 +43,7 @@ def _pair(pair: Any, count: int, name: str) -> tuple[int, int, float]:
 def _check_pair(name: str, win: int, lose: int, gap: float, count: int) -> None:
     prefix = f"strategy {name} returned the pair ({win}, {lose}) with gap {gap}"
     if not (0 <= win < count and 0 <= lose < count):
-        raise PluginError(f"{prefix}, but there are {count} candidates: indices go from 0 to {count - 1}.")
+        raise PluginError(f"{prefix}, but the request has {count} candidates: indices go from 0 to {count - 1}.")
     if win == lose or not gap >= 0 or gap == float("inf"):
         raise PluginError(
             f"{prefix}; the winner must differ from the loser, and the gap must be finite and not negative."
@@ -54,7 +51,7 @@ def _check_pair(name: str, win: int, lose: int, gap: float, count: int) -> None:
 
 
 def of_requests(requests: Sequence[Pairs]) -> Chosen:
-    """Convert pair lists, one per request of a block, to the `Chosen` that a strategy's `block` returns."""
+    """Convert the pairs of each request in a block to a `Chosen`."""
     rows = [(number, *pair) for number, pairs in enumerate(requests) for pair in pairs]
     table = np.array(rows, np.float64).reshape(-1, 4)
     row, win, lose = table[:, :3].astype(np.int64).T
@@ -62,13 +59,14 @@ def of_requests(requests: Sequence[Pairs]) -> Chosen:
 
 
 def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str) -> None:
-    """Raise PluginError unless `chosen` is a valid Chosen for a block of this shape (R requests, N candidates each)."""
+    """Raise PluginError unless `chosen` is a valid Chosen. shape: (requests, candidates per request) of the block."""
     columns: list[Any] = [getattr(chosen, column, None) for column in ("row", "win", "lose", "gap")]
     shapes = {getattr(column, "shape", None) for column in columns}
     integer = all(getattr(getattr(column, "dtype", None), "kind", "") in "iu" for column in columns[:3])
     if len(shapes) != 1 or len(shapes.pop() or (0, 0)) != 1 or not integer:
         raise PluginError(
-            f"strategy {name}: block() must return a Chosen: arrays of equal length, row, win and lose (integers), gap."
+            f"strategy {name}: block() must return a Chosen with the arrays row, win, lose (integers) and gap, all of "
+            "the same length."
         )
     row, win, lose, gap = columns
     bounds = [(row, shape[0]), (win, shape[1]), (lose, shape[1])]
@@ -86,7 +84,7 @@ def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str) ->
 
 
 def check_table(pairs: Any, requests: np.ndarray, name: str) -> None:
-    """Raise PluginError unless `pairs` is a valid result of `compared`; requests [N]: the request of each candidate."""
+    """Raise PluginError unless `pairs` is a valid result of `compared`. requests [N]: each candidate's request."""
     if any(column not in getattr(pairs, "columns", ()) for column in COLUMNS):
         raise PluginError(f"strategy {name}: compared() must return a DataFrame with the columns {', '.join(COLUMNS)}.")
     win, lose, gap = (pairs[column].to_numpy() for column in ("win", "lose", "score_gap"))
@@ -98,5 +96,5 @@ def check_table(pairs: Any, requests: np.ndarray, name: str) -> None:
         _check_pair(name, *pair, len(requests))
     if (requests[win] != requests[lose]).any():
         raise PluginError(
-            f"strategy {name}: compared() paired candidates from different requests; both must be from one request."
+            f"strategy {name}: compared() paired candidates from different requests. Pair candidates of one request."
         )

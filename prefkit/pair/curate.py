@@ -1,4 +1,4 @@
-"""Removes candidates before pairing: rejected by decision or by `filter`, with an empty image, or duplicate."""
+"""Remove candidates before pairing: those rejected by a decision or `filter`, degenerate images, and duplicates."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from prefkit.pair.pool import Pool, add_scores
 from prefkit.store import Store
 from prefkit.store.query import column, in_query, matching
 
-NEAR_BITS = 2  # of the 64 bits of the difference hash
-NEAR_LEVELS = 4  # of 255, in every cell of the 4 x 4 thumbnail: images that differ in colour are not duplicates
-BLANK_STD = 2.0  # levels of 255
+NEAR_BITS = 2  # bits of the 64-bit difference hash in which near duplicates may differ
+NEAR_LEVELS = 4  # levels (of 255) by which the cells of their 4 x 4 thumbnails may differ
+BLANK_STD = 2.0  # levels (of 255)
 BLACK_LEVEL = 10.0
 SATURATED = 0.95  # limit for the mean saturation, and for the fraction of pixels with all channels at their extremes
 
@@ -26,11 +26,11 @@ SATURATED = 0.95  # limit for the mean saturation, and for the fraction of pixel
 def curate(
     store: Store, pool: Pool, config: Pair, counts: dict[str, Any], write: bool = True
 ) -> tuple[Pool, pd.DataFrame | None]:
-    """Return the pool without the removed candidates, and the image statistics [N] (None if not all were measured).
+    """Return (the pool without the removed candidates, image statistics [N] or None if not all images were measured).
 
-    The number of removed candidates per reason is added to `counts`. A candidate with the decision `keep` stays, unless
-    its image cannot be read. Of duplicates, the first stays. write=False (dry run): read no image; without stored
-    statistics, no candidate is removed because of its image's content.
+    Adds the number of removed candidates per reason to `counts`. A candidate with the decision `keep` stays unless its
+    image cannot be read. The first of several duplicates stays. write=False (dry run): read no images; stored
+    statistics are used if they are complete.
     """
     decisions = store.decisions()
     counts["flagged_by_safety_checker"] = pool.flagged
@@ -54,7 +54,7 @@ def curate(
     if table is None:
         return pool, None
     stats = table.reindex(ids)
-    if (stats.error == NO_IMAGE).any():  # meshes that were not rendered: there are no pixels to judge
+    if (stats.error == NO_IMAGE).any():  # for example, meshes that were not rendered
         counts["without_image"] = int((stats.error == NO_IMAGE).sum())
         return pool, None
     reasons = {"unreadable": stats.error.notna().to_numpy()}
@@ -74,10 +74,7 @@ def curate(
 
 
 def meets_filter(store: Store, pool: Pool, query: str) -> np.ndarray:
-    """Return a mask [N] of the candidates that have all scores in `query` and meet it.
-
-    Raises UsageError for an invalid query.
-    """
+    """Return a mask [N] of the candidates that have all scores in `query` and match it. Raises UsageError."""
     names = store.names("scores")
     used = in_query(names, query)
     frame = add_scores(store, pool, used)[0].frame
@@ -92,7 +89,8 @@ def meets_filter(store: Store, pool: Pool, query: str) -> np.ndarray:
 
 
 def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return kind -> mask [N]. black: 99 % of the pixels below BLACK_LEVEL; blank: one colour; saturated: pure hues."""
+    """Return {kind: mask [N]} of degenerate images: black (99 % of pixels below BLACK_LEVEL), blank (one colour), and
+    saturated (only pure colours)."""
     black = (stats.lightest < BLACK_LEVEL).to_numpy()
     blank = (stats["std"] < BLANK_STD).to_numpy() & ~black
     saturated = ((stats.saturation > SATURATED) & (stats.extreme > SATURATED)).to_numpy() & ~black & ~blank
@@ -100,10 +98,10 @@ def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def exact_duplicates(pool: Pool) -> np.ndarray:
-    """Return a mask [N] of the images whose SHA-256 (if known) equals that of an earlier image of the same request."""
+    """Return a mask [N] of the images with the SHA-256 of an earlier image of their request."""
     rows, groups = pool.frame.row.to_numpy(), pool.frame.request.to_numpy()
     keys = pd.Series(_heads(pool.sha256)[rows] + groups.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    suspects = np.flatnonzero(keys.duplicated(keep=False))  # few, so only these become Python objects
+    suspects = np.flatnonzero(keys.duplicated(keep=False))  # few; only these become Python objects
     sha = pool.sha256.take(pa.array(rows[suspects])).to_pandas()
     repeated = pd.DataFrame({"request": groups[suspects], "sha": sha}).duplicated() & sha.notna()
     duplicates = np.zeros(len(pool), bool)
@@ -112,13 +110,13 @@ def exact_duplicates(pool: Pool) -> np.ndarray:
 
 
 def _heads(texts: pa.ChunkedArray) -> np.ndarray:
-    """Return the first eight characters of each ASCII text as uint64 [N]; shorter texts are padded."""
+    """Return the first eight ASCII characters of each text as uint64 [N]; shorter texts are padded."""
     heads = pc.ascii_rpad(pc.utf8_slice_codeunits(pc.fill_null(texts, ""), 0, 8), 8).combine_chunks()
     return np.frombuffer(heads.buffers()[2] or b"", np.uint64, len(heads))
 
 
 def near_duplicates(groups: np.ndarray, stats: pd.DataFrame) -> np.ndarray:
-    """Return a mask [N] of the images nearly equal to an earlier unmasked image of the same request."""
+    """Return a mask [N] of the images that are nearly equal to an earlier, unmasked image of their request."""
     hashes = stats["hash"].to_numpy().astype(np.uint64)
     thumbs = thumbs_of(stats)
     duplicates = np.zeros(len(groups), bool)

@@ -1,4 +1,4 @@
-"""Pairs as Parquet in the Pick-a-Pic layout: jpg_0 and jpg_1 hold image bytes, labels are 0 or 1, the rest scalars."""
+"""Write pairs as Parquet in the layout of Pick-a-Pic: image bytes in jpg_0 and jpg_1, labels, and other scalars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefkit.images import shown
 from prefkit.pair.pool import Pool
 from prefkit.store.parquet import ROW_GROUP_BYTES, Shards
 
-ROWS = 1 << 17  # pairs whose scalars are in memory at a time
+ROWS = 1 << 17  # pairs that are converted at a time
 REPEATED = ("caption", "request_id", "strategy", "model_0", "model_1")
 TEXT, NUMBER = pa.string(), pa.float64()
 IMAGES = [("jpg_0", pa.binary()), ("jpg_1", pa.binary())]
@@ -36,13 +36,13 @@ LISTS = pa.schema(
 
 
 def pair_schema(aliases: list[str], images: bool = True) -> pa.Schema:
-    """Return the Arrow schema of a pair set with a score per alias and side, with or without the image columns."""
+    """Return the Arrow schema of a pair set. aliases: names of scores; images: True includes the image columns."""
     fixed = FIXED if images else FIXED[len(IMAGES) :]
     return pa.schema(fixed + [(f"score_{side}_{alias}", NUMBER) for alias in aliases for side in (0, 1)])
 
 
 class PairTable:
-    """Converts pairs, whose columns `win` and `lose` are indices into the pool's frame, to Arrow tables and files."""
+    """Converts pairs to Arrow tables and files. Their columns `win` and `lose` are indices into the pool's frame."""
 
     def __init__(self, pool: Pool, models: list[str], aliases: list[str], strategy: str) -> None:
         self.pool, self.aliases = pool, aliases
@@ -50,7 +50,7 @@ class PairTable:
         self.names = pa.array([strategy, *(f"{strategy}:{alias}" for alias in aliases)])
 
     def splits(self, pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Yield (split name, its pairs) in alphabetical order of the names; within a split, pairs keep their order."""
+        """Yield (split name, pairs in the split), sorted by name."""
         encoded = self.pool.requests["split"].combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy()[self.pool.frame.request.to_numpy()[pairs.win.to_numpy()]]
         names = encoded.dictionary.to_pylist()
@@ -60,7 +60,7 @@ class PairTable:
                 yield name, pairs[mask]
 
     def scalars(self, pairs: pd.DataFrame, tie: bool = False) -> pa.Table:
-        """Return all columns but the images. A hash of the two ids puts about half of the winners on side 0."""
+        """Return all columns except images. A hash of both ids decides whether the winner is on side 0 or 1."""
         frame = self.pool.frame
         win, lose = pairs.win.to_numpy(), pairs.lose.to_numpy()
         flipped = _flipped(*(self.pool.ids.take(pa.array(frame.row.to_numpy()[side])) for side in (win, lose)))
@@ -86,7 +86,7 @@ class PairTable:
     def write(
         self, pairs: pd.DataFrame, folder: Path, schema: pa.Schema, write: Callable[[pd.DataFrame, Shards], None]
     ) -> dict[str, int]:
-        """Write SPLIT/part-*.parquet, calling `write` for ROWS pairs at a time, and return the row count per split."""
+        """Write SPLIT/part-*.parquet by calling `write` for ROWS pairs at a time. Returns {split: number of rows}."""
         splits = {}
         for split, part in self.splits(pairs):
             with Shards(folder / split, schema, repeated=None if schema is LISTS else REPEATED) as shards:
@@ -105,10 +105,9 @@ def _flipped(win: pa.ChunkedArray, lose: pa.ChunkedArray) -> np.ndarray:
 def write_pairs(
     table: PairTable, pairs: pd.DataFrame, folder: Path, image: Callable[[str], bytes | None] | None
 ) -> dict[str, int]:
-    """Write SPLIT/part-*.parquet and return the number of rows per split; without `image`, the image columns are null.
+    """Write SPLIT/part-*.parquet and return {split: number of rows}.
 
-    image: candidate id -> encoded bytes, None for a candidate without an image. Equal pairs give equal files; memory does
-    not grow with the number of pairs.
+    image: a function from candidate id to encoded image (None: no image); if it is None, the image columns are null.
     """
     return table.write(
         pairs, folder, pair_schema(table.aliases), lambda part, shards: _embed(table.scalars(part), shards, image)
@@ -116,7 +115,7 @@ def write_pairs(
 
 
 def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes | None] | None) -> None:
-    """Write rows with their images as the scorers saw them, fetching the images of one Parquet row group at a time."""
+    """Write rows with the images as scorers saw them, with the images of one row group in memory at a time."""
     if image is None:
         nulls = pa.nulls(len(scalars), pa.binary())
         shards.write(scalars.add_column(0, "jpg_0", nulls).add_column(1, "jpg_1", nulls))
@@ -138,16 +137,16 @@ def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes | Non
 
 
 def write_ties(table: PairTable, ties: pd.DataFrame, folder: Path) -> None:
-    """Write pairs within the tie threshold to ties/SPLIT/part-*.parquet, with both labels 1/2 and without images."""
+    """Write ties to ties/SPLIT/part-*.parquet, with both labels 1/2 and without images."""
     schema = pair_schema(table.aliases, images=False)
     table.write(ties, folder / "ties", schema, lambda part, shards: shards.write(table.scalars(part, tie=True)))
 
 
 def write_lists(table: PairTable, value: np.ndarray, folder: Path) -> int:
-    """Write lists/SPLIT/part-*.parquet and return the number of lists.
+    """Write ranked lists to lists/SPLIT/part-*.parquet, and return their number.
 
-    A list holds the candidates of one request, best first; candidates with equal values have the same rank. A request
-    whose candidates all have the same value gets no list.
+    A list holds a request's candidates, best first; equal values get equal ranks. A request whose candidates all have
+    the same value gets no list.
     """
     frame = table.pool.frame
     order = np.lexsort((-value, frame.request.to_numpy()))
@@ -167,7 +166,7 @@ def _list_rows(table: PairTable, value: np.ndarray, order: np.ndarray, part: pd.
     frame, pool = table.pool.frame, table.pool
     start, size = part.start.to_numpy(), (part.end - part.start).to_numpy()
     offsets = np.r_[0, np.cumsum(size)]
-    index = np.arange(offsets[-1]) - np.repeat(offsets[:-1], size)  # within the list
+    index = np.arange(offsets[-1]) - np.repeat(offsets[:-1], size)  # position within the list
     members = order[index + np.repeat(start, size)]
     new = (index == 0) | np.r_[True, np.diff(value[members]) != 0]
     rank = np.maximum.accumulate(np.where(new, np.arange(len(members)), 0)) - np.repeat(offsets[:-1], size)

@@ -1,4 +1,4 @@
-"""Statistics of a run's images for curation and audit, measured once and stored in RUN/image_stats."""
+"""Measure statistics of a run's images, for curation and audit, and store them in RUN/image_stats."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from prefkit.store import Store
 from prefkit.store.latest import latest
 from prefkit.store.table import Table
 
-VERSION = 4  # after a change of this number, all images are measured again
-SIDE = 128  # pixels of the longer side for brightness, saturation and extremes
+VERSION = 4  # if this number changes, all images are measured again
+SIDE = 128  # pixels of the longer side of the copy on which brightness, saturation and extremes are measured
 THREADS, ROWS = 4, 4096
 COLUMNS = ["id", "image", "path"]
-#: `error` of a candidate that is a payload only, such as a mesh that was not rendered
+#: `error` of a candidate without an image, such as a mesh that was not rendered
 NO_IMAGE = "a payload without an image"
 FEATURES = ("file_size", "sharpness", "brightness", "saturation")
 SCHEMA = pa.schema(
@@ -31,13 +31,13 @@ SCHEMA = pa.schema(
 
 
 def image_stats(store: Store, generators: Sequence[str], wanted: set[str], write: bool = True) -> pd.DataFrame | None:
-    """Return one row per wanted candidate, indexed by id, after measuring the images that have no stored row.
+    """Measure the images that have no stored row, and return one row per wanted candidate, indexed by id.
 
-    hash: difference hash, 64 bits; thumb: 4 x 4 RGB means; file_size in bytes; sharpness: variance of the Laplacian of
-    the luma at full size; brightness, saturation: means in 0..1; std: standard deviation of the channel that varies
-    most, in levels 0..255; lightest: 99th percentile of the luma in levels; extreme: fraction of pixels whose channels
-    are all within 2 levels of 0 or 255; one bool per name in images.TRAITS. error: the reason if an image could not be
-    read. write=False: measure nothing, and return None if a row is missing.
+    hash: 64-bit difference hash; thumb: 4 x 4 RGB means; file_size: bytes; sharpness: variance of the Laplacian of the
+    luma at full size; brightness, saturation: means in 0..1; std: standard deviation of the channel that varies most,
+    in levels 0..255; lightest: 99th percentile of the luma in levels; extreme: fraction of pixels whose channels are
+    all within 2 levels of 0 or 255; a bool per name in images.TRAITS; error: why an image could not be read.
+    write=False: measure nothing, and return None if a row is missing.
     """
     table = Table(store.folder / "image_stats", SCHEMA)
     spec = {"image_stats": VERSION, "pixels": Background.rules()}
@@ -45,7 +45,7 @@ def image_stats(store: Store, generators: Sequence[str], wanted: set[str], write
         complete = table.spec() == spec and wanted <= table.ids()
         return table.frame().set_index("id").loc[list(wanted)] if complete else None
     table.claim(spec, "Remove it.", empty=True)
-    frame = table.frame()  # all columns: damage in any column drops the part file, and its images are measured again
+    frame = table.frame()  # all columns, so that any damaged part is noticed and measured again
     missing = wanted - set(frame.id)
     if missing:
         _fill(store, table, generators, missing)
@@ -66,7 +66,7 @@ def _fill(store: Store, table: Table, generators: Sequence[str], missing: set[st
 
 
 def measure(item: dict[str, Any]) -> dict[str, Any]:
-    """Measure an image and return its row. item: id, image (encoded bytes or None), path (read if image is None)."""
+    """Measure an image and return its row. item: {id, image: encoded bytes or None, path: read if image is None}."""
     from PIL import Image
 
     name, data, path = (item[column] for column in COLUMNS)
@@ -100,7 +100,7 @@ def measure(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sharpness(luma: np.ndarray) -> float:
-    """Return the variance of the 4-neighbour Laplacian of luma [H, W], or 0 for images smaller than 3 x 3."""
+    """Return the variance of the 4-neighbour Laplacian of luma [H, W]; 0 if a side is shorter than 3 pixels."""
     if min(luma.shape) < 3:
         return 0.0
     inner = luma[1:-1, 1:-1]

@@ -1,4 +1,4 @@
-"""Leaks between splits: prompts and images that are equal or nearly equal to one in another split."""
+"""Find leaks between splits: prompts and images that also occur, exactly or nearly, in another split."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from prefkit.pair.pool import Pool
 def leaks(pool: Pool, members: np.ndarray, stats: pd.DataFrame | None) -> dict[str, Any]:
     """Count the prompts and images that occur in more than one split, and return {prompts, examples, images}.
 
-    prompts: number of requests whose prompt, reduced by `prompt_keys`, also occurs in another split; examples: up to
-    five of these prompts; images: number of `members` (indices of paired candidates) whose image also occurs in another
-    split. stats: image statistics to find nearly equal images; None = compare SHA-256 only.
+    prompts: number of requests whose prompt (as reduced by `prompt_keys`) also occurs in another split; examples: up to
+    five of these prompts; images: number of paired candidates whose image also occurs in another split. members:
+    indices of the paired candidates; stats: image statistics, which show near duplicates (None: compare SHA-256 only).
     """
     split = pool.requests["split"].combine_chunks().dictionary_encode().indices.to_numpy()
     if len(np.unique(split)) < 2:
@@ -31,13 +31,13 @@ def leaks(pool: Pool, members: np.ndarray, stats: pd.DataFrame | None) -> dict[s
 
 
 def prompt_keys(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Reduce prompts to lower-case words without punctuation (NFKC): 'A red hat.' and 'a  red hat' become equal."""
+    """Reduce prompts to lower-case words without punctuation, so that 'A red hat.' equals 'a  red hat'."""
     plain = pc.utf8_lower(pc.utf8_normalize(prompts, "NFKC"))
     return pc.utf8_trim(pc.replace_substring_regex(plain, r"[^\p{L}\p{N}]+", " "), " ")
 
 
 def _in_several(keys: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """Return a mask [N] that is True where the key occurs in more than one split."""
+    """Return a mask [N]: True if the key occurs in more than one split."""
     splits = pd.Series(split).groupby(keys)
     return (splits.transform("min") != splits.transform("max")).to_numpy()
 
@@ -55,11 +55,11 @@ def _images(pool: Pool, members: np.ndarray, split: np.ndarray, stats: pd.DataFr
 
 
 def twins(hashes: np.ndarray, thumbs: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """Return a mask [N] of the images that have a nearly equal image in another split (side).
+    """Return a mask [N] of the images that nearly equal an image in another split. side [N]: each image's split.
 
-    Nearly equal: at most NEAR_BITS bits of the hashes [N] uint64 differ, and every cell of the thumbs [N, 48] differs
-    by at most NEAR_LEVELS. Such hashes agree in at least one of NEAR_BITS + 1 bands of bits. Sorting by a band, then by
-    one cell of the thumbnail, therefore brings nearly equal images close together.
+    Images are nearly equal if at most NEAR_BITS bits of their hashes ([N] uint64) differ, and no cell of their thumbs
+    ([N, 48]) differs by more than NEAR_LEVELS. Their hashes then agree in at least one of NEAR_BITS + 1 bands of bits,
+    so sorting by this band and by one thumbnail cell brings them close together.
     """
     twin = np.zeros(len(hashes), bool)
     cell = thumbs[:, int(np.argmax(thumbs.std(axis=0)))]

@@ -1,4 +1,4 @@
-"""Normalisations that make the scores of one scorer comparable, within each request or over the whole run."""
+"""Normalise the scores of one scorer, within each request or over the whole run."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from prefkit.errors import UsageError
 from prefkit.pair.block import blocks
 
 NORMALISATIONS = ("centred", "none", "minmax", "zscore", "rank", "softmax", "winrate")
-#: default tie thresholds (0.1 standard deviations is noise); gaps of the other normalisations have no common scale
+#: normalisation -> default tie threshold (0.1 standard deviations); 0 for the others, which have no common scale
 TIES = {"centred": 0.1, "zscore": 0.1}
-#: normalisations that do not change when all values are multiplied by a constant
+#: normalisations whose result does not change if all values are multiplied by a constant
 SCALE_FREE = ("centred", "zscore", "minmax")
 LARGEST = 1e300
 
 
 def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "request") -> np.ndarray:
-    """Normalise values [N] float64 (NaN = missing) and keep their ranking; groups [N] int: the request of each value.
+    """Normalise values [N] float64 (NaN = missing) without changing their ranking. groups [N]: each value's request.
 
     centred  (v - the request's mean) / s, with s = sqrt(sum of squares / sum of (n_r - 1)), the standard deviation
              pooled over all requests: values that differ by noise alone within a request stay close to 0
     zscore   (v - the request's mean) / the request's own standard deviation
     minmax   (v - min) / (max - min)
-    rank     mean rank among equals, from 0 (worst) to 1 (best)
+    rank     rank from 0 (worst) to 1 (best); equal values get their mean rank
     softmax  exp(v) / sum exp
     winrate  mean of sigmoid(v - u) over the request's other values u, as CaPO calibrates rewards (arXiv 2502.02588)
     none     unchanged, clipped to 1e300 so that differences stay finite
     scope: request | global (all candidates count as one request; not for winrate).
-    If all values of a request are equal, all become 0 (softmax: 1/n, winrate: 1/2), so that none is preferred.
+    If all values of a request are equal, they become 0 (softmax: 1/n, winrate: 1/2).
     Raises UsageError for an unknown normalisation or scope.
     """
     if how not in NORMALISATIONS:
         raise UsageError(f"pair: normalise {how!r} is unknown; choose one of {', '.join(NORMALISATIONS)}.")
     if scope not in ("request", "global") or (scope, how) == ("global", "winrate"):
         raise UsageError(
-            f"pair: scope {scope!r} is impossible with {how}; choose request{'' if how == 'winrate' else ' or global'}."
+            f"pair: normalise {how} does not work with scope {scope!r}; choose "
+            f"request{'' if how == 'winrate' else ' or global'}."
         )
     values = values.astype(np.float64)
     present = np.flatnonzero(~np.isnan(values))
@@ -52,7 +53,7 @@ def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "re
 
 
 def in_range(values: np.ndarray) -> np.ndarray:
-    """Scale values [N] by a power of two, which is exact, if their squares would overflow or underflow."""
+    """Scale values [N] by a power of two (which is exact) if their squares would overflow or underflow."""
     largest = float(np.nanmax(np.abs(values), initial=0.0))
     return values if 1e-100 < largest < 1e100 or largest == 0 else np.ldexp(values, -int(np.frexp(largest)[1]))
 
@@ -61,7 +62,7 @@ def _standardised(values: np.ndarray, codes: np.ndarray, how: str) -> np.ndarray
     count = np.bincount(codes).astype(np.float64)
     centred = values - (np.bincount(codes, values) / np.maximum(count, 1))[codes]
     squares = np.bincount(codes, centred**2)
-    # a smaller spread is rounding: values of size v carry an error of about v * 2^-52
+    # a smaller spread is only rounding error, which is about v * 2^-52 for values of size v
     floor = 1e-12 * max(1.0, float(np.abs(values).max()))
     if how == "centred":
         scale = np.sqrt(squares.sum() / max(float((count - 1).clip(min=0).sum()), 1.0))
@@ -91,6 +92,6 @@ def _winrate(values: np.ndarray, codes: np.ndarray, how: str) -> np.ndarray:
         if count < 2:
             continue
         gap = values[rows][:, :, None] - values[rows][:, None, :]
-        total = (0.5 + 0.5 * np.tanh(gap / 2)).sum(axis=2) - 0.5  # sigmoid without overflow, minus sigmoid(0) of itself
+        total = (0.5 + 0.5 * np.tanh(gap / 2)).sum(axis=2) - 0.5  # sum of sigmoid, minus sigmoid(0) with itself
         result[rows] = total / (count - 1)
     return result

@@ -1,4 +1,4 @@
-"""The candidate pool: candidates and scores as arrays; ids and prompts stay in Arrow columns until pairs are made."""
+"""The candidate pool: the candidates of a run with their scores, as arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT = pa.large_string()
 SCHEMA = pa.schema(
     [*((name, TEXT) for name in ("id", "request_id", "sha256", "error")), ("index", pa.int64()), ("seed", pa.int64())]
 )
-#: start of the `error` text of a candidate whose image the pipeline's safety checker blanked
+#: how the `error` of a candidate starts whose image the pipeline's safety checker blanked
 FLAGGED = "safety checker"
 
 
@@ -28,10 +28,9 @@ FLAGGED = "safety checker"
 class Pool:
     """The candidates of a run, one per row of `frame`, sorted by request, then by a hash of the candidate's id.
 
-    Strategies break ties between equal scores by this order, in which neither the index nor the generator counts.
-    Columns of frame: row (index into ids and sha256), request (index into requests), generator (index into generators),
-    index, seed, and one per score. requests: table of request_id, prompt and split. flagged: number of candidates
-    blanked by a safety checker.
+    Strategies break ties by this order, so that no index or generator is preferred. Columns of frame: row (index into
+    ids and sha256), request (index into requests), generator (index into generators), index, seed, and one per score.
+    requests: table of request_id, prompt and split. flagged: number of candidates that a safety checker blanked.
     """
 
     frame: pd.DataFrame
@@ -45,7 +44,7 @@ class Pool:
         return len(self.frame)
 
     def without(self, out: np.ndarray) -> Pool:
-        """Return the pool without the candidates for which out [N] is True."""
+        """Return the pool without the candidates whose entry in `out` [N] is True."""
         return replace(self, frame=self.frame[~out]) if out.any() else self
 
     def where(self, ids: list[str]) -> np.ndarray:
@@ -57,10 +56,7 @@ class Pool:
 
 
 def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
-    """Read the candidates that have an image, from at most `limit` requests.
-
-    Raises NotYet if nothing has been generated, or nothing by one of the generators that the config names.
-    """
+    """Read the candidates that did not fail, of at most `limit` requests. Raises NotYet if a generator has none."""
     known = store.names("candidates")
     unknown = [name for name in config.generators if name not in known]
     if unknown:
@@ -97,13 +93,13 @@ def _missing(store: Store, name: str) -> str:
 
 
 def hashed(ids: pa.ChunkedArray) -> np.ndarray:
-    """Return a hash of each id, [N] int64 in [0, 2^32)."""
+    """Return the hashes of the ids, [N] int64 in [0, 2^32)."""
     hashes = pd.util.hash_array(ids.to_numpy().astype(object), categorize=False)
     return (hashes >> np.uint64(32)).astype(np.int64)
 
 
 def add_scores(store: Store, pool: Pool, aliases: list[str]) -> tuple[Pool, dict[str, Any]]:
-    """Return the pool with a float64 score column per alias (NaN = missing or failed), and the score spec per alias."""
+    """Return (the pool with a float64 column per score, {score name: spec}). NaN = missing or failed."""
     frame, specs = pool.frame.copy(deep=False), {}
     for alias in aliases:
         table = store.scores(alias)
@@ -115,8 +111,8 @@ def add_scores(store: Store, pool: Pool, aliases: list[str]) -> tuple[Pool, dict
 
 
 def _joined(ids: pa.ChunkedArray, scored: pa.ChunkedArray, values: np.ndarray) -> np.ndarray:
-    """Reorder `values` from the order of `scored` to that of `ids`. If an id was scored twice, the later value wins."""
-    if len(ids) == len(scored) and pc.all(pc.equal(ids, scored)).as_py():  # scored in the order of generation
+    """Return the scores in the order of `ids`. scored: the id of each value; if an id occurs twice, the later wins."""
+    if len(ids) == len(scored) and pc.all(pc.equal(ids, scored)).as_py():  # the usual case
         return values.astype(np.float64)
     result = np.full(len(ids), np.nan)
     rows = pc.fill_null(pc.index_in(scored, value_set=ids.combine_chunks()), -1).to_numpy()

@@ -1,4 +1,4 @@
-"""The pair stage: makes RUN/pairs/NAME from a run's scores, a dataset that `datasets.load_dataset` reads as is."""
+"""The pair stage: make RUN/pairs/NAME, a dataset for `datasets.load_dataset`, from a run's scores or votes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from prefkit.store.reader import CandidateReader
 from prefkit.store.seal import check, open_sealed
 from prefkit.types import digest
 
-NO_WEIGHT = "pair: every weight is 0. Give at least one scorer a weight."
+NO_WEIGHT = "pair: every weight is 0. Give at least one score a weight other than 0."
 CHOICES = {
     "missing": ("drop_candidate", "drop_scorer", "drop_request"),
     "duplicates": ("near", "exact", "keep"),
@@ -43,11 +43,11 @@ CHOICES = {
 
 @dataclass
 class Inputs:
-    """Everything that pairs are chosen from.
+    """The data from which pairs are chosen.
 
-    weights: alias -> weight; specs: alias -> spec of the scores; stats: image statistics [N] in the pool's order, or
-    None if no image was measured; counts: numbers of requests, candidates and removed candidates; votes: verdicts of
-    judges, or None if the strategy pairs by scores.
+    weights: score name -> weight; specs: score name -> spec; stats: image statistics [N] in the pool's order, None
+    if not measured; counts: numbers of requests, candidates and removed candidates; votes: the judges' verdicts, None
+    if the strategy uses scores.
     """
 
     weights: dict[str, float]
@@ -59,9 +59,9 @@ class Inputs:
 
 
 def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
-    """Build the pair set `name` from the current scores and return its counts; keep an existing one if nothing changed.
+    """Build the pair set `name` from the current scores, unless it is up to date. Returns its counts.
 
-    limit: maximum number of requests. Raises UsageError if scores are missing, K is too large, or no pair is left.
+    limit: maximum number of requests. Raises UsageError if scores or candidates are missing, or no pair is left.
     """
     config, strategy = settings_of(recipe, name)
     with store.lock(f"pairs/{name}"):
@@ -69,7 +69,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         weights, votes = inputs.weights, inputs.votes
         spec = {
             "settings": content(config),
-            # verdicts choose these pairs; the scores are only stored in the dataset, so their weights do not count
+            # with votes, scores are only stored in the dataset, so their weights do not matter
             **({"weights": weights} if votes is None else {"weights": {}, "comparisons": _tables(votes)}),
             "scorers": inputs.specs,
             "scores": _hash_of(inputs.pool, list(weights), votes),
@@ -86,7 +86,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         report["splits"] = leaks(inputs.pool, paired, inputs.stats)
         report["warnings"] = warnings_of(report)
         check_pairs(folder)
-        with whole_folder(folder, manifest=False) as new:  # readers see the old or the new dataset, never a partial one
+        with whole_folder(folder, manifest=False) as new:  # so that nobody reads a partial dataset
             _write(store, new, name, inputs, outcome, spec, config, report)
     counts = inputs.counts
     note(f"pair {name}: {counts['pairs']} pairs from {counts['requests_with_pairs']} requests")
@@ -96,7 +96,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
 
 def settings_of(recipe: Recipe, name: str) -> tuple[Pair, Any]:
-    """Return the settings of the pair entry `name` and its strategy. Raises UsageError for settings that it rejects."""
+    """Return (settings of the pair entry `name`, its strategy). Raises UsageError for invalid settings."""
     strategy = plugin_options.make("strategy", recipe.pair[name].use, recipe.pair[name].options, f"pair.{name}")
     config = settled(recipe.pair[name], strategy, name)
     compatibility.check("pair", name, recipe, config)
@@ -104,9 +104,9 @@ def settings_of(recipe: Recipe, name: str) -> tuple[Pair, Any]:
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple[dict[str, float], int]:
-    """Run all checks of `run_pair` for a dry run; return (alias -> weight, number of candidates that can be paired).
+    """Check everything for a dry run, and return ({score name: weight}, number of candidates that can be paired).
 
-    Writes nothing; images without stored statistics count as good. Raises UsageError.
+    Writes nothing. If image statistics are missing, no image counts as degenerate. Raises UsageError.
     """
     config, strategy = settings_of(recipe, name)
     inputs = _read(store, config, strategy, name, limit, write=False)
@@ -132,7 +132,7 @@ def _read(store: Store, config: Pair, strategy: Any, name: str, limit: int | Non
 
 
 def _choose(inputs: Inputs, config: Pair, strategy: Any, name: str) -> Outcome:
-    """Choose the pairs by scores or by judges' votes, and count them. Raises UsageError if no pair is left."""
+    """Choose the pairs by scores or by votes, and add their number to the counts. Raises UsageError if none is left."""
     pool, counts, weights, votes = inputs.pool, inputs.counts, inputs.weights, inputs.votes
     groups = pool.frame.request.to_numpy()
     tie = tie_of(config) if votes is None else config.tie or 0.0
@@ -158,7 +158,7 @@ def _choose(inputs: Inputs, config: Pair, strategy: Any, name: str) -> Outcome:
 
 
 def settled(config: Pair, strategy: Any, name: str) -> Pair:
-    """Return the settings with the values that the strategy's preset prescribes. Raises UsageError for invalid ones."""
+    """Return the settings, with the values that the strategy's preset sets. Raises UsageError if one is invalid."""
     for key, value in getattr(strategy, "fixes", {}).items():
         default = next(f.default for f in fields(Pair) if f.name == key)
         if getattr(config, key) not in (default, value):
@@ -178,7 +178,10 @@ def settled(config: Pair, strategy: Any, name: str) -> Pair:
 
 
 def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, float]:
-    """Return alias -> weight of the scores to pair by. Raises UsageError for a missing one, or for none if `needed`."""
+    """Return {score name: weight} to pair by. Raises UsageError if a score is missing or evaluation-only.
+
+    needed: raise UsageError if there are none.
+    """
     known = store.names("scores")
     if not known and needed:
         text = f"{store.folder} has no scores: run `prefkit score {shell_quoted(store.folder)}` first."
@@ -192,37 +195,40 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
     forbidden = [a for a in (*weights, *filtered) if a in evaluation_only]
     if not weights and filtered and not forbidden and needed:
         raise UsageError(
-            "pair: `filter` uses every score, so none is left to pair by. Name the score to pair by in `weights`."
+            "pair: `filter` uses all scores, so none is left to pair by. Name the score to pair by in `weights`."
         )
     if forbidden or (not weights and needed):
         raise UsageError(
-            f"pair: {', '.join(forbidden or known)} may be used for evaluation only. Use other scores in `weights` and `filter`."
+            f"pair: {', '.join(forbidden or known)} may only be used for evaluation. Use other scores in `weights` and "
+            "`filter`."
         )
     if needed and not any(weights.values()):
         raise UsageError(NO_WEIGHT)
     unknown = [a for a in config.ties if a not in weights]
     if unknown:
         raise UsageError(
-            f"pair: ties names {', '.join(unknown)}, but pairing does not use it; choose from {', '.join(weights)}."
+            f"pair: `ties` names {', '.join(unknown)}, which is not used for pairing; choose from {', '.join(weights)}."
         )
     return {a: w for a, w in weights.items() if w}
 
 
 def no_scores(missing: Sequence[str], known: Sequence[str]) -> str:
-    return f"pair: no scores called {', '.join(missing)}; there are {', '.join(known)}. Make them with `prefkit score`."
+    return (
+        f"pair: no scores called {', '.join(missing)} exist, only {', '.join(known)}. Make them with `prefkit score`."
+    )
 
 
 def _tables(votes: pd.DataFrame) -> list[str]:
-    """Return the names of the tables under comparisons/ that these verdicts come from."""
+    """Return the names of the tables under comparisons/ from which these verdicts were read."""
     return sorted({str(judge).partition("/")[0] for judge in votes.judge})
 
 
 def check_size(strategy: Any, largest: int, name: str, config: Pair) -> None:
-    """Raise UsageError if the strategy needs more candidates per request than the largest request has."""
+    """Raise UsageError if the strategy needs more candidates per request than any request has (`largest`)."""
     needs = getattr(strategy, "needs", 2)
     if largest < needs:
-        fix = f"Use k up to {largest // 2}, or generate more (n)." if largest > 1 else "Generate at least two (n)."
-        fix += " Candidates that `filter` removes are not counted; a weaker condition keeps more." * bool(config.filter)
+        fix = f"Lower k to {largest // 2}, or generate more (n)." if largest > 1 else "Generate at least two (n)."
+        fix += " Candidates that `filter` removes do not count; a weaker condition removes fewer." * bool(config.filter)
         raise UsageError(
             f"pair.{name}: {config.use} needs {needs} scored candidates per request, but no request has more than "
             f"{largest}. {fix}"
@@ -261,9 +267,9 @@ def _model_name(store: Store, generator: str) -> str:
 
 
 def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
-    """Explain why no pair is left, with the fix."""
+    """Return the reason why no pair is left, and the fix."""
     if not len(pool) and counts.get("missing_scores"):
-        return f"No candidate has all of the scores {', '.join(scores)}. See the column `error` in their tables."
+        return f"No candidate has all of the scores {', '.join(scores)}. See the column `error` in these tables."
     if not len(pool):
         removed = {
             "decisions.csv": counts["decided_reject"] + counts["decided_remove"],
@@ -278,14 +284,14 @@ def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
         return "No candidate has an image: run `prefkit generate`."
     if counts.get("ties"):
         return (
-            f"All {counts['ties']} pairs would be ties (gap at or below {counts['tie_threshold']}): the scores do not "
+            f"All {counts['ties']} pairs are ties (gaps of at most {counts['tie_threshold']}): the scores do not "
             "distinguish the candidates. Use another scorer, or lower `tie`."
         )
-    return "The strategy chose none. Lower its threshold, or generate more candidates per request (n)."
+    return "The strategy chose no pair. Lower its threshold, or generate more candidates per request (n)."
 
 
 def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None) -> str:
-    """Return a hash of all data that the pairs depend on: ids, prompts, splits, scores and votes."""
+    """Return a hash of the data that determines the pairs: ids, prompts, splits, scores and votes."""
     hasher = hashlib.sha256()
     present = pa.array(np.unique(pool.frame.request.to_numpy()))
     texts = [pool.requests[name].take(present).combine_chunks() for name in ("request_id", "prompt", "split")]
@@ -304,7 +310,7 @@ def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None) -> str:
 
 
 def _complete(folder: Path) -> bool:
-    """True if the dataset is undamaged and has every row that was written; images are not checked, to save time."""
+    """True if the dataset is undamaged and complete; to save time, images are not checked."""
     spec = sound_json(folder / "spec.json")
     if spec is None or sound_json(folder / "audit.json") is None:
         return False
@@ -317,6 +323,6 @@ def _complete(folder: Path) -> bool:
                 if path.parent.parent == folder:
                     rows[path.parent.name] += file.metadata.num_rows
     except (pa.ArrowException, OSError, KeyError) as error:
-        warn(f"{folder} is built again: {error}")
+        warn(f"{folder} is damaged ({error}) and is built again.")
         return False
     return rows == splits

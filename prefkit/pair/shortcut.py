@@ -1,4 +1,4 @@
-"""Shortcuts: the accuracy with which simple features (file size, brightness, seed, ...) predict the winner."""
+"""Shortcuts: measure how accurately simple features (file size, brightness, seed, ...) predict the winner."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ FOLDS, ROUNDS, RIDGE = 5, 2000, 1.0
 
 
 def shortcuts(features: dict[str, np.ndarray], win: np.ndarray, lose: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """Measure how well features predict the winner, and return name -> {accuracy, low, high, warn}.
+    """Measure how well features predict the winner, and return {name: {accuracy, low, high, warn}}.
 
-    features: name -> [N] or [N, D]; win, lose [P]: indices into N; groups [P]: the request of each pair.
+    features: name -> [N] or [N, D]; win, lose [P]: indices into N; groups [P]: each pair's request.
 
-    Each feature alone, and all features together (`all`), are tested with a logistic regression without intercept on
-    the difference winner - loser, fitted on four fifths of the requests and evaluated on the remaining fifth, five
-    times. A prediction without a preference counts 1/2. low, high: percentile bootstrap over requests, 95 % jointly for
-    all features (Bonferroni); with 95 % for each feature, three of ten clean pair sets got a warning. warn: low is
-    above 1/2. The result for fewer than ten requests is {}.
+    Each feature, and all features together (`all`), predict the winner by a logistic regression without intercept on
+    the difference winner - loser, in five-fold cross-validation over requests. An undecided prediction counts 1/2.
+    low, high: percentile bootstrap over requests, 95 % jointly for all features (Bonferroni). warn: low is above 1/2.
+    Returns {} for fewer than ten requests.
     """
     codes = np.unique(groups, return_inverse=True)[1]
     if not len(codes) or codes.max() + 1 < 2 * FOLDS:
@@ -44,9 +43,9 @@ def _difference(values: np.ndarray, win: np.ndarray, lose: np.ndarray) -> np.nda
 
 
 def cross_validated(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Score the held-out prediction of each pair, [P]: 1 if correct, 1/2 if undecided, 0 if wrong.
+    """Predict each pair's winner by a fit to the other folds. Returns [P]: 1 = correct, 1/2 = undecided, 0 = wrong.
 
-    x [P, D]: features of the winner minus those of the loser; fold [P]: the fold in which a pair is held out.
+    x [P, D]: features of the winner minus those of the loser; fold [P]: each pair's fold.
     """
     right = np.full(len(x), 0.5)
     for number in np.unique(fold):
@@ -59,10 +58,10 @@ def cross_validated(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
 
 
 def fit_logistic(x: np.ndarray, steps: int = 25) -> np.ndarray:
-    """Return w [D] that minimises sum log(1 + exp(-x w)) + RIDGE / 2 |w|^2, by Newton's method with bounded steps."""
+    """Return the w [D] that minimises sum log(1 + exp(-x w)) + RIDGE / 2 |w|^2 (Newton's method, bounded steps)."""
     weights = np.zeros(x.shape[1])
     for _ in range(steps):
-        chance = 0.5 - 0.5 * np.tanh(x @ weights / 2)  # of the loser
+        chance = 0.5 - 0.5 * np.tanh(x @ weights / 2)  # probability that the loser wins
         gradient = x.T @ chance - RIDGE * weights
         hessian = (x * (chance * (1 - chance))[:, None]).T @ x + RIDGE * np.eye(x.shape[1])
         step = np.linalg.solve(hessian, gradient)
@@ -73,7 +72,7 @@ def fit_logistic(x: np.ndarray, steps: int = 25) -> np.ndarray:
 
 
 def bootstrap_ratio(total: np.ndarray, count: np.ndarray, rounds: int, level: float = 0.05) -> tuple[float, float]:
-    """Return the 1 - level bootstrap interval of sum(total) / sum(count), resampling the entries of both together."""
+    """Return the bootstrap interval of sum(total) / sum(count) at confidence 1 - level, resampling entries jointly."""
     rng, size = np.random.default_rng(0), len(total)
     if not size or not count.sum():
         return float("nan"), float("nan")

@@ -1,4 +1,4 @@
-"""Pairs from pairwise verdicts, with a soft label: the fraction of votes or the Bradley-Terry win probability."""
+"""Make pairs from pairwise verdicts, with a soft label: the fraction of votes, or the Bradley-Terry win probability."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from prefkit.store import Store
 
 
 def verdicts(store: Store, tables: Sequence[str], aspect: str) -> pd.DataFrame:
-    """Read a row per judge and unordered pair: ids a < b, judge, fraction (1: a is better, 1/2: tie, 0: b is better).
+    """Read verdicts: a row per judge and pair, with ids a < b, judge and fraction (1: a is better, 1/2: tie, 0: b).
 
-    If a judge saw a pair in both orders, the two verdicts are averaged. Failed verdicts are left out. Raises UsageError
+    If a judge compared a pair several times, the verdicts are averaged. Failed verdicts are left out. Raises UsageError
     for a missing table.
     """
     known = store.names("comparisons")
@@ -46,11 +46,11 @@ def verdicts(store: Store, tables: Sequence[str], aspect: str) -> pd.DataFrame:
 
 
 def compared_pairs(pool: Pool, votes: pd.DataFrame, bradley_terry: bool, prior: float, least: int) -> pd.DataFrame:
-    """Return one row per compared pair, with the columns of contract.COLUMNS; win and lose are indices into the pool.
+    """Return one row per compared pair, with the columns contract.COLUMNS; win and lose are indices into the pool.
 
-    With bradley_terry, the gap is the difference of the strengths fitted per request, and p = sigmoid(gap). Without, p
-    is the winner's fraction of the votes, and the gap is 2 p - 1. agreement: fraction of the judges that prefer the
-    winner. least: minimum number of judges per pair.
+    If bradley_terry, the gap is the difference of the strengths fitted per request, and p = sigmoid(gap). Otherwise, p
+    is the winner's fraction of the votes, and the gap is 2 p - 1. agreement: fraction of judges that prefer the winner.
+    least: minimum number of judges per pair.
     """
     index = pd.Series(np.arange(len(pool)), index=pool.ids.take(pool.frame.row.to_numpy()).to_pylist())
     votes = votes.assign(i=votes.a.map(index), j=votes.b.map(index)).dropna(subset=["i", "j"])
@@ -83,7 +83,7 @@ def compared_pairs(pool: Pool, votes: pd.DataFrame, bradley_terry: bool, prior: 
 
 
 def _fractions(pairs: pd.DataFrame, size: int) -> np.ndarray:
-    """Return the fraction of its votes that each candidate won, [N]."""
+    """Return each candidate's fraction of won votes, [N]."""
     sides, wins = np.r_[pairs.i, pairs.j], np.r_[pairs.fraction * pairs.votes, (1 - pairs.fraction) * pairs.votes]
     total = np.bincount(sides, np.r_[pairs.votes, pairs.votes], size)
     return np.bincount(sides, wins, size) / np.maximum(total, 1e-12)
@@ -104,7 +104,7 @@ def _strengths(pairs: pd.DataFrame, request: np.ndarray, prior: float) -> np.nda
 
 
 def _ranks(strength: np.ndarray, request: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Return each candidate's rank [N] by strength among the compared candidates of its request, 0 = best."""
+    """Return the ranks [N] by strength among the compared candidates (`members`) of each request, 0 = best."""
     members = np.unique(members)
     ranks = np.zeros(len(strength), np.int32)
     ranks[members] = pd.Series(-strength[members]).groupby(request[members]).rank(method="first").to_numpy() - 1
@@ -112,10 +112,10 @@ def _ranks(strength: np.ndarray, request: np.ndarray, members: np.ndarray) -> np
 
 
 def fit_bradley_terry(won: np.ndarray, prior: float = 1.0, steps: int = 100) -> np.ndarray:
-    """Return maximum-a-posteriori strengths [N], mean 0, given won [N, N], the votes for the row over the column.
+    """Return maximum-a-posteriori strengths [N] with mean 0. won [i, j]: number of votes for i over j.
 
-    P(i beats j) = sigmoid(s_i - s_j) (Bradley and Terry 1952); prior: precision of a normal prior on the strengths,
-    which keeps that of an unbeaten candidate finite. Newton's method, until the step is below 1e-10.
+    P(i beats j) = sigmoid(s_i - s_j) (Bradley and Terry 1952). prior: precision of a normal prior on the strengths,
+    which keeps the strength of an unbeaten candidate finite. Newton's method until the step is below 1e-10.
     """
     strength, total = np.zeros(len(won)), won + won.T
     for _ in range(steps):

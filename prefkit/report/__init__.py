@@ -1,4 +1,4 @@
-"""Reports of a run: counts for the terminal, one static page, and contact sheets for decisions."""
+"""Reports on a run: counts for the terminal, report.html, and contact sheets for accepting or rejecting images."""
 
 from prefkit.report.contact import contact_sheet
 from prefkit.report.page import write_report

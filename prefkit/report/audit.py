@@ -36,7 +36,7 @@ def _audit(name: str, report: dict[str, Any]) -> str:
         ["tie rate", _percent(report["tie_rate"])],
         ["pairs on which scorers conflict", _percent(report["conflict_share"])],
         *([key.replace("_", " "), html.number(counts[key])] for key in REMOVED if counts.get(key)),
-        *([f"{k} with a twin in another split", html.number(leaks[k])] for k in ("prompts", "images") if k in leaks),
+        *([f"{k} that another split repeats", html.number(leaks[k])] for k in ("prompts", "images") if k in leaks),
     ]
     sizes = [[html.text(size), html.number(count)] for size, count in report["pairs_per_request"].items()]
     tables = [html.table(["", ""], rows) + html.table(["Pairs of a request", "Requests"], sizes), _shortcuts(report)]
@@ -62,7 +62,7 @@ def _shortcuts(report: dict[str, Any]) -> str:
     for name, row in report["shortcuts"].items():
         accuracy = _interval([row["accuracy"], row["low"], row["high"]])
         rows.append([html.text(name.replace("_", " ")), accuracy, "above chance" if row["warn"] else "–"])
-    caption = "Cross-validated by request; chance is 0.5. Intervals: 95 % for all rows at once"
+    caption = "Cross-validated by request; chance is 0.5. Intervals: 95 %, simultaneous over all rows"
     body = html.table(["Winner predicted from", "Accuracy", ""], rows, caption)
     absent = ", ".join(html.text(name.replace("_", " ")) for name in report.get("not_measured", []))
     return body + (html.missing(f"Not measured, because no image was read: {absent}.") if absent else "")

@@ -32,11 +32,11 @@ MARKS = "".join(f'<button data-mark="{verdict}" tabindex="-1">{verdict}</button>
 
 
 def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter: str | None = None) -> Path:
-    """Write RUN/contact.html with the candidates of the requests that match the filter, and return its path.
+    """Write RUN/contact.html with the candidates that match `request_ids` and `filter`, and return its path.
 
-    filter: a pandas query over the score names and generator, request_id, index, seed, e.g. "align < 0.2"; a score with
-    one of these names becomes score_NAME. The page shows at most 1,000 candidates, and the total. Raises UsageError if
-    both arguments are missing, for an unknown request, for an invalid query, or if nothing matches.
+    filter: a pandas query over the scores and the columns generator, request_id, index and seed, e.g. "align < 0.2". A
+    score named like one of these columns becomes score_NAME. The page shows at most 1,000 candidates, and how many
+    match. Raises UsageError if both arguments are missing, for an unknown request or invalid query, or without match.
     """
     if not request_ids and not filter:
         raise UsageError("a contact sheet needs requests or a filter: `--request ID` or `--filter 'align < 0.2'`.")
@@ -63,8 +63,8 @@ def _check_requests(table: pd.DataFrame, request_ids: Sequence[str]) -> None:
     for request in request_ids:
         if request not in known:
             near = get_close_matches(request, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "`requests.parquet` in the run folder lists them."
-            raise UsageError(f"no candidate belongs to a request {request!r}; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else "`requests.parquet` in the run folder lists all requests."
+            raise UsageError(f"no candidate belongs to request {request!r}; {hint}")
 
 
 def _body(store: Store, table: pd.DataFrame, total: int) -> str:
@@ -107,12 +107,12 @@ def _cell(
 def add_decisions(store: Store, source: str | Path) -> dict[str, int]:
     """Append the new lines of `source`, a file saved by a contact sheet, to RUN/decisions.csv.
 
-    Every line is checked first: a known verdict on a candidate of this run. The existing bytes of decisions.csv are kept.
-    Returns {new, known}. Raises UsageError and StoreError naming file and line or id.
+    All lines must have a known verdict and a candidate of this run, else nothing is written. Existing bytes are kept.
+    Returns {new, known}, two line counts. Raises UsageError and StoreError naming the file and the line or id.
     """
     path = Path(source).expanduser()
     if not path.is_file():
-        raise UsageError(f"--decisions: {path} does not exist. The contact sheet saves it as decisions-….csv.")
+        raise UsageError(f"--decisions: {path} does not exist. The contact sheet saves decisions to decisions-….csv.")
     decisions = read_decisions(path)
     ids = set(candidate_index(store).id)
     for name in decisions.id:

@@ -1,4 +1,4 @@
-"""The report section on evaluation: outcome, table with intervals, missing controls, correlation of the judges."""
+"""The report section on evaluations: outcome, table with intervals, missing controls, correlation of the judges."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DISTANCES = {
 MEASURES = {"frechet": "Fréchet", "cmmd": "CMMD"}
 ASPECTS = ["Model", "Judge", "Aspect", "Base", "Tuned", "Two seeds differ, base", "tuned"]
 ASPECTS_NOTE = (
-    "Mean of each aspect that a judge reports, and the probability that two seeds of one request differ in it. That "
-    "probability should be as high for a tuned model as for the base."
+    "Mean of each aspect that a judge reports, and the probability that two seeds of one request differ in the aspect. "
+    "This probability should be as high for a tuned model as for the base."
 )
-#: used_for_pairs (None: unknown) -> suffix of the judge's name (SUFFIX), tag next to it (TAGS)
+#: used_for_pairs (None: unknown) -> suffix of the judge's name; TAGS: the tag next to the name in the table
 SUFFIX = {True: "", False: " (held-out judge)", None: " (unknown whether it was the training signal)"}
 TAGS = {
     True: '<span class="tag">training signal</span>',
@@ -34,7 +34,7 @@ TAGS = {
 GRIDS = 2
 LEAD = (
     "Base and tuned model generate candidates for the same requests at the same seeds. A request's win rate is the mean over "
-    "seeds, with ties as half; the interval is a bootstrap over requests. A judge that chose the pairs or was the "
+    "seeds; ties count half. The interval is a bootstrap over requests. A judge that chose the pairs or was the "
     "reward is the training signal, so only held-out judges count as evidence. For imported pairs that do not "
     "record what chose them, the training signal is unknown. Best of N: how many base samples to draw per request "
     "so that the best of them scores as high as the tuned model."
@@ -105,7 +105,7 @@ def _table(models: dict[str, dict[str, Any]]) -> str:
 
 
 def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    """Return the table of diversity by an encoder, or "" without rows. rows: (model, its encoder_diversity)."""
+    """Return the table of diversities measured with an encoder, or "". rows: (model, its encoder_diversity)."""
     if not rows:
         return ""
     head = ["Model", "Diversity of base", "Diversity of model"]
@@ -116,7 +116,7 @@ def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _real(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    """Return the table of distances to real images (rows: model, real_distance) with its caveats, or "" without rows."""
+    """Return the table of distances to real images, with its caveats, or "". rows: (model, its real_distance)."""
     if not rows:
         return ""
     head = ["Model", "Distance", "Base", "Tuned", "Tuned - base", "95 % interval", "Images", "Real images"]
@@ -162,7 +162,7 @@ def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:
 
 
 def _aspects(models: dict[str, dict[str, Any]]) -> str:
-    """Return the table of aspects, or "" if no judge has any. An aspect of several judges is shown for the first."""
+    """Return the table of aspects, or "". If several judges report the same aspect, only the first judge's is shown."""
     rows = []
     for model, scorers in models.items():
         seen: set[str] = set()

@@ -21,7 +21,7 @@ SIDE = 144
 
 
 def both(folder: Path, result: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
-    """Return two columns of images for one prompt set. folder: holds base/ and MODEL/, each laid out like a run."""
+    """Return two columns of images for one prompt set. folder contains base/ and MODEL/, each laid out like a run."""
     names = sorted((model for model in models if not model.startswith("base-")), key=is_variant)[:MODELS]
     stores = {name: Store(folder / name) for name in ["base", *names] if (folder / name / "run.json").exists()}
     if len(stores) < 2:
@@ -49,7 +49,7 @@ def both(folder: Path, result: dict[str, Any], models: dict[str, dict[str, Any]]
 
 
 def is_variant(model: str) -> bool:
-    """True for a control, or the base with changed settings; these are shown, but never reported as findings."""
+    """True for a control or for the base with changed settings, which are shown but never reported as findings."""
     return model.endswith(CONTROL_SUFFIXES) or model.startswith("base-")
 
 
@@ -63,7 +63,7 @@ def regressions(
 ) -> dict[str, float]:
     """Return request -> mean change of the judge's score from base to `model`, worst first; positive is better.
 
-    Leaves out requests without scores for either of them.
+    Images without a score for both models are left out.
     """
     sign = 1.0 if higher_is_better(stores["base"], judge) else -1.0
     values = []

@@ -1,4 +1,4 @@
-"""HTML elements for the pages: `text` escapes all data, and a page loads nothing from elsewhere."""
+"""HTML elements of the report pages. `text` escapes all data; a page loads no external scripts or styles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POLICY = "default-src 'none'; img-src {images}; style-src 'unsafe-inline'; scrip
 
 
 def text(value: Any, limit: int = 400) -> str:
-    """Escape a value, replace its control characters, and cut it to `limit` characters, adding the full length."""
+    """Escape a value and replace control characters. A text is cut after `limit` characters, and its length added."""
     return html.escape(plain(value, limit), quote=True)
 
 
@@ -34,7 +34,7 @@ def prompt(value: str, limit: int = 220) -> str:
 
 
 def number(value: Any) -> str:
-    """Format a number with three or four significant digits; a missing or infinite one becomes a dash."""
+    """Format a float with three or four significant digits; a missing or infinite value becomes a dash."""
     if value is None or value != value or (isinstance(value, float) and isinf(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -80,7 +80,7 @@ def section(anchor: str, title: str, body: str, lead: str = "") -> str:
 
 
 def data(name: str, value: Any) -> str:
-    """Return JSON for a page's script, in an element that browsers do not run and that its content cannot close."""
+    """Return JSON for a page's script, in an element that browsers do not execute and that the JSON cannot close."""
     encoded = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         encoded = encoded.replace(character, f"\\u{ord(character):04x}")
@@ -88,10 +88,10 @@ def data(name: str, value: Any) -> str:
 
 
 def page(title: str, body: str, script: str = "", style: str = "", images: str = "data:") -> str:
-    """Return a complete document that loads nothing: inline style, images as data URIs.
+    """Return a complete HTML document with inline style and script.
 
-    script: the only script that may run on the page, allowed by its hash. images: the sources that images may have, as
-    in a Content-Security-Policy.
+    script: the only script that may run, allowed by its hash. images: allowed image sources, in the syntax of a
+    Content-Security-Policy.
     """
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8") + style
     allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"

@@ -18,7 +18,7 @@ from prefkit.store.summary import Pairs, metrics
 
 EXTREMES = 12
 SIDE = 200
-#: the page shows at most this many pair sets and trainings, and lists the names of the rest
+#: maximum numbers of pair sets and of trainings that the page shows; it only names the others
 PAIR_SETS, CURVED = 3, 6
 PLAIN = "^(?!validation/|watch/|score/|seconds/).*"
 #: kinds of curves in the order shown: (title, axis label, y of the reference line, pattern of the metric names)
@@ -109,7 +109,7 @@ def training(store: Store) -> str:
 
 
 def _preflight(folder: Path) -> str:
-    """Return a table of the reference's errors on the pairs' candidates and on its own samples; "" if not measured."""
+    """Return a table of the reference model's errors on the pairs' candidates and on its own samples, or ""."""
     path = folder / "preflight.json"
     if not path.exists():
         return ""
@@ -128,7 +128,7 @@ def _preflight(folder: Path) -> str:
 
 
 def _sample_evaluations(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of an offline training's first and last sample evaluations and its alarms; "" if none ran."""
+    """Return a table of an offline training's first and last sample evaluation, with all alarms; "" if none ran."""
     evaluations = [(row["step"], row["watch"]) for row in rows if "alarm" in row.get("watch", {})]
     if not evaluations:
         return ""
@@ -183,12 +183,12 @@ def _key(key: str, i: int, count: int, ordered: bool) -> str:
 
 
 def kind(key: str) -> str:
-    """Return the title of the figure that shows a metric, or "" for none."""
+    """Return the title of the figure that shows a metric, or "" if no figure does."""
     return next((title for title, _, _, pattern in CURVES if re.search(pattern, key)), "")
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield (path, number) for a row of metrics; list entries are named by the `bins` of the same level, null is NaN.
+    """Yield (path, number) for each metric in a row. The `bins` next to a list name its entries; null becomes NaN.
 
     {"a": {"bins": ["low", "high"], "b": [1, 2]}} -> ("a/b/low", 1), ("a/b/high", 2)
     """

@@ -28,7 +28,7 @@ def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
     tiles = {
         "requests": sum(state["requests"].values()),
         "candidates": sum(c["done"] for c in state["candidates"].values()),
-        "scorers": len({name.rpartition("/")[2] for name in state["scores"]}),  # of rounds: "round 2/NAME"
+        "scorers": len({name.rpartition("/")[2] for name in state["scores"]}),  # with rounds: "round 2/NAME"
         "pairs": sum(sum(splits.values()) for splits in state["pairs"].values()),
         "trained models": sum(bool(t["final"]) for t in state["train"].values()),
         "failures": sum(c["failed"] for kind in ("candidates", "scores") for c in state[kind].values()),
@@ -107,14 +107,14 @@ def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
         direction = "higher is better" if higher_is_better(store, alias) else "lower is better"
         note = f", {failed:,} failed" if failed else ""
         only = ", for evaluation only" if spec.get("evaluation_only") else ""
-        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float give a dash
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is shown as a dash
             mean, std = html.number(float(values.mean())), html.number(float(values.std()))
         caption = f"<b>{html.text(alias)}</b>: {len(values):,} scores{note}; mean {mean}, std {std}; {direction}{only}"
         figures.append(html.figure(plot.histogram(values, alias), caption))
     body = f'<div class="plots">{"".join(figures)}</div>'
     if len(table.columns) > 1:
         correlation = rank_correlation(store, table)
-        note = "Spearman over all candidates that both scorers scored, negated where lower is better."
+        note = "Spearman, over all candidates that both scorers scored; scores are negated if lower is better."
         matrix = plot.matrix([str(name) for name in correlation.columns], correlation.to_numpy().tolist())
         body += f'<h3>Rank correlation of the scorers</h3><p class="quiet">{note}</p>{matrix}'
     lead = "Distribution of each score over the candidates. The dashed line is the median."

@@ -22,8 +22,8 @@ FOOTER = "Made by prefkit. Images are shown as thumbnails; the run folder holds 
 def write_report(store: Store, recipe: Recipe | None = None) -> Path:
     """Write RUN/report.html atomically and return its path. A stage without results is shown as missing.
 
-    The page loads nothing: no server, no script, no external link. Only the images shown are read, as thumbnails, so that
-    the page of a run with 100,000 candidates has a few megabytes.
+    The page needs no server and has no script and no external link. Only the images that it shows are read, and stored
+    as thumbnails; even for 100,000 candidates, the page has only a few megabytes.
     """
     state = status(store)
     evaluations = evidence.results(store)

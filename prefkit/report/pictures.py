@@ -1,4 +1,4 @@
-"""Thumbnails as data URIs. Only the row groups that hold a wanted image are read; meshes without an image are drawn."""
+"""Thumbnails as data URIs. Only row groups that hold a requested image are read. Meshes without an image are drawn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def thumbnails(store: Store, ids: Iterable[str], side: int) -> dict[str, str | N
 
 
 def thumbnail(source: bytes | str, side: int) -> str | None:
-    """Return the data URI of a WebP thumbnail, without metadata, of encoded bytes or of a file; None if damaged."""
+    """Return a WebP thumbnail as a data URI; None if the image is damaged. source: encoded bytes, or a file's path."""
     from PIL import Image
 
     try:
@@ -45,7 +45,7 @@ def thumbnail(source: bytes | str, side: int) -> str | None:
 
 
 def _drawn(store: Store, ids: set[str], side: int) -> Iterator[tuple[str, str]]:
-    """Yield (id, data URI) for each of the candidates that has a mesh as payload."""
+    """Yield (id, data URI) for each candidate in `ids` whose payload is a mesh."""
     if not ids:
         return
     from prefkit.mesh.picture import picture_of_payload
@@ -68,7 +68,7 @@ def data_uri(data: bytes) -> str:
 
 
 def _sources(path: Path, wanted: set[str]) -> list[tuple[str, bytes | str]]:
-    """Return (id, bytes or file name) of the wanted candidates in a part; if it is damaged, those before the damage."""
+    """Return (id, image bytes or path) of the wanted candidates in a part file, up to the first damaged row group."""
     import pyarrow as pa
 
     sources = []
@@ -84,5 +84,5 @@ def _sources(path: Path, wanted: set[str]) -> list[tuple[str, bytes | str]]:
                     if source is not None:
                         sources.append((row["id"], source))
     except (pa.ArrowException, OSError) as error:
-        warn(f"{path} is damaged ({' '.join(str(error).split())[:120]}): its images are not shown.")
+        warn(f"{path} is damaged ({' '.join(str(error).split())[:120]}): some of its images are not shown.")
     return sources

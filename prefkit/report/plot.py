@@ -138,7 +138,7 @@ def lines(
 
 
 def style(i: int, count: int, ordered: bool) -> tuple[str, str]:
-    """Return the CSS class and the style attribute for the i-th of `count` curves and its key in the caption."""
+    """Return the CSS class and the style attribute for the i-th of `count` curves and for its legend entry."""
     if not ordered:
         return f"s{min(i, 5)}", ""
     tone = f"color-mix(in srgb,var(--accent) {round(30 + 70 * i / max(1, count - 1))}%,#dfe5ea)"
@@ -146,7 +146,7 @@ def style(i: int, count: int, ordered: bool) -> tuple[str, str]:
 
 
 def curve(frame: Frame, x: np.ndarray, y: np.ndarray, css: str, inline: str) -> str:
-    """Draw a polyline between each two gaps; an isolated point becomes a dot."""
+    """Draw each run of finite points as a polyline, and an isolated point as a dot."""
     parts, points = [], []
     for a, b in [*zip(x, y), (0.0, float("nan"))]:
         if isfinite(b):
@@ -161,7 +161,7 @@ def curve(frame: Frame, x: np.ndarray, y: np.ndarray, css: str, inline: str) -> 
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce a curve to at most MAX_POINTS points: the means of runs of neighbours."""
+    """Reduce a curve to at most MAX_POINTS points, each the mean of neighbouring points."""
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(a) <= MAX_POINTS:
         return a, b

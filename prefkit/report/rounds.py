@@ -1,4 +1,4 @@
-"""The report of offline rounds: counts of each round with a link to its own report, and the scores round by round."""
+"""The report section on offline rounds: counts per round with a link to the round's report, and scores by round."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from prefkit.store import Store
 from prefkit.store.summary import status
 
 LEAD = (
-    "Each round makes candidates with the model of the round before, scores and pairs them, and continues the "
-    "training. The model of every round answers the same held-out requests at the same seeds as the base. A cell "
+    "Each round generates candidates with the previous round's model, scores and pairs them, and continues the "
+    "training. The model of every round is evaluated on the same held-out requests and seeds as the base. A cell "
     "is the mean score with its 95 % bootstrap interval over requests; ▲, ▼ and ○ mark a win rate against the base "
     "whose interval is above, below or around 1/2; = marks images that hardly changed."
 )
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def section(store: Store) -> str:
-    """Return the section of the page."""
+    """Return the section on rounds."""
     rows = [_counts(number, part) for number, part in store.rounds().items()]
     parts = [html.table(["Round", "Candidates", "Pairs", "Steps"], rows)]
     numbers = list(store.rounds())
@@ -60,7 +60,7 @@ def _drawn(base: str, found: dict[int, Row], numbers: list[int]) -> list[str]:
 
 
 def score_rows(store: Store) -> list[Row]:
-    """Return the scores round by round as table rows for the terminal: model, judge, base, round 1, round 2, ..."""
+    """Return the scores as table rows for the terminal: model, judge, base, round 1, round 2, ..."""
     return [
         {**({"set": where} if where else {}), "model": model, "judge": judge, "base": base}
         | {f"round {number}": row["cell"] for number, row in found.items()}
@@ -69,7 +69,7 @@ def score_rows(store: Store) -> list[Row]:
 
 
 def line(part: Store, number: int, rounds: int) -> str:
-    """Return the result of one round in a line."""
+    """Return the counts and scores of one round as one line of text."""
     texts = [", ".join(f"{count:,} {name}" for name, count in _numbers(part).items())]
     for _, model, judge, base, found in _compared_in({number: part}):
         texts.append(f"{model} {judge} {base} -> {found[number]['cell']}")
@@ -81,9 +81,10 @@ def _compared(store: Store) -> list[tuple[str, str, str, str, dict[int, Row]]]:
 
 
 def _compared_in(rounds: dict[int, Store]) -> list[tuple[str, str, str, str, dict[int, Row]]]:
-    """Return (evaluation and set if there are several, model, score, base, {round: row}) for every model and score.
+    """Return (evaluation and set, model, score name, base value, {round: row}) for every model and score.
 
-    The score's name ends in * if it was the training signal, ? if that is unknown. Diversities are further scores.
+    The first item is "" if there is only one evaluation and set. A score's name ends in * if the score was the
+    training signal, and in ? if that is unknown. The diversity of images is listed like a score.
     """
     found: dict[tuple[str, str, str], dict[int, Row]] = {}
     bases: dict[tuple[str, str, str], str] = {}

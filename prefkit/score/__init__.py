@@ -1,1 +1,1 @@
-"""The score stage: candidates to one table of numbers per score."""
+"""The score stage: computes one table of values per score from the candidates."""

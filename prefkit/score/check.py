@@ -19,7 +19,7 @@ from prefkit.score.core import missing_keys, score_batch
 from prefkit.score.licence import licences, restriction
 from prefkit.types import Candidate, Score
 
-TOLERANCE = 1e-4  # relative; absolute for values below 1
+TOLERANCE = 1e-4  # relative to the value; absolute if the value is below 1
 EXIF_ORIENTATION = 0x0112
 PROMPTS = ("a red hat on a table", "a blue coat", "two green boots", "a dress", 'a sign that says "open"', "a scarf")
 SIZES = ((96, 96), (64, 96), (120, 80), (96, 64), (101, 67), (80, 80))
@@ -45,7 +45,7 @@ def check_scorer(
     """
     batch = list(candidates) or generated(extra or {})
     if len(batch) < 2:
-        raise UsageError("a scorer can only be checked with at least two candidates.")
+        raise UsageError("a scorer can only be checked with at least two candidates. Generate more, or omit RUN.")
     missing = sorted({key for c in batch for key in missing_keys(scorer, c)})
     if missing:
         add = "" if "payload" in missing else "Add columns with --extra '{\"name\": value}', or use"
@@ -75,10 +75,7 @@ def check_scorer(
 
 
 def generated(extra: Mapping[str, Any]) -> list[Candidate]:
-    """Return six candidates with generated images of different sizes.
-
-    All belong to one request, so that scorers with scope within_request can be checked too.
-    """
+    """Return six candidates of one request, with generated images of different sizes."""
     import numpy as np
     from PIL import Image
 
@@ -96,7 +93,7 @@ def _check_spec(scorer: Any, batch: Sequence[Candidate]) -> Answer:
     if not spec.name or not spec.version:
         return False, "the spec has no name or no version"
     if spec != scorer.spec():
-        return False, "two calls of spec() return different specs, so prefkit would refuse to add to the score's table"
+        return False, "two calls of spec() return different specs, so prefkit could not add values to the score's table"
     restricted = [f"{name} ({kind})" for name in licences(scorer).values() if (kind := restriction(name)) is not None]
     low, high = spec.range
     for value in (s.value for s in _scores(scorer, batch) if s.value is not None):
@@ -111,14 +108,14 @@ def _check_length(scorer: Any, batch: Sequence[Candidate]) -> Answer:
         _forget(scorer)
         scores = scorer.score(list(batch[:n]))
         if len(scores) != n:
-            return False, f"{len(scores)} scores for {n} candidates"
+            return False, f"score() returned {len(scores)} scores for {n} candidates"
         for score in scores:
             if not isinstance(score, Score):
-                return False, f"a {type(score).__name__} instead of a Score"
+                return False, f"score() returned a {type(score).__name__} instead of a Score"
             if score.value is not None and not math.isfinite(score.value):
-                return False, f"{score.value} instead of a number, or None with a reason"
+                return False, f"a value is {score.value}; it must be a finite number, or None with a reason"
             if score.value is None and not score.error:
-                return False, "a failed score without a reason"
+                return False, "a value is None, but its Score has no `error` with the reason"
     failed = [s.error for s in _scores(scorer, batch) if s.value is None]
     if len(failed) == len(batch):
         return False, f"every candidate failed, the first with: {failed[0]}"
@@ -146,11 +143,11 @@ def _check_determinism(scorer: Any, batch: Sequence[Candidate]) -> Answer:
 
 
 def _check_failure(scorer: Any, batch: Sequence[Candidate]) -> Answer:
-    """Check that a scorer that uses images fails on a truncated one, and only on that one."""
+    """Check that a truncated image fails, and that the other images in its batch do not."""
     from PIL import Image
 
     if "image" not in scorer.requires:
-        return None, "it does not use the image"
+        return None, "the scorer does not use the image"
     data = _encoded(batch[1].pil(), "PNG")[:-40]
     cut = dataclasses.replace(
         batch[1], image=data, path=None, decoded=Image.open(io.BytesIO(data)), sha256=hashlib.sha256(data).hexdigest()
@@ -160,24 +157,21 @@ def _check_failure(scorer: Any, batch: Sequence[Candidate]) -> Answer:
     scores = score_batch(scorer, [batch[0], cut, *batch[2:]])
     value = scores[1].value
     if value is not None and value == intact[1].value:
-        return None, "the value is that of the intact image: it does not read the pixels"
+        return None, "the truncated image has the value of the intact one, so the scorer does not read pixels"
     if value is not None:
-        return False, f"a truncated image has the value {value:g}; it must be None, with a reason"
+        return False, f"a truncated image has the value {value:g}; its value must be None, with a reason"
     others = [b.error for a, b in zip(intact, scores) if a.value is not None and b.value is None and b is not scores[1]]
     if others and scorer.scope != "within_request":
         return False, f"another image in the same batch failed too: {others[0]}"
-    return True, f"with: {scores[1].error}"
+    return True, f"the truncated image failed with: {scores[1].error}"
 
 
 def _check_modes(scorer: Any, batch: Sequence[Candidate]) -> Answer:
-    """Check that RGBA, greyscale, palette and rotated (EXIF) images get the scores of their `Candidate.pil()` in RGB.
-
-    Palette images are exempt if the scorer sets `own_modes`, because it resizes images before it converts them to RGB.
-    """
+    """Check that RGBA, greyscale, palette and EXIF-rotated images score like the RGB images of `Candidate.pil()`."""
     from PIL import Image
 
     if "image" not in scorer.requires:
-        return None, "it does not use the image"
+        return None, "the scorer does not use the image"
     base = batch[0].pil()
     turned = Image.Exif()
     turned[EXIF_ORIENTATION] = 6
@@ -189,7 +183,7 @@ def _check_modes(scorer: Any, batch: Sequence[Candidate]) -> Answer:
         "P": _encoded(base.quantize(16), "PNG"),
         "EXIF rotation": _encoded(base, "JPEG", exif=turned),
     }
-    if getattr(scorer, "own_modes", False):
+    if getattr(scorer, "own_modes", False):  # the scorer resizes images before it converts them to RGB
         del files["P"]
     for mode, data in files.items():
         other = dataclasses.replace(batch[0], image=data, path=None, decoded=None, sha256=None)

@@ -1,4 +1,4 @@
-"""The compare stage: a judge decides which of a request's two images is better; comparisons/NAME/ has the verdicts."""
+"""The compare stage: a judge decides which of two images is better, and comparisons/NAME/ stores the verdicts."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from prefkit.store.table import Table, comparison_row, note_pace
 from prefkit.types import Candidate, Comparison, Score, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 96, 20.0
-AHEAD = 4  # AHEAD * concurrency calls may be submitted after the oldest one that is still running
+AHEAD = 4  # up to AHEAD * concurrency calls are submitted after the oldest running call
 Ids = tuple[str, str]
 
 
 def run_compare(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
-    """Ask the judge about all pairs without a verdict, and ask again about failed pairs.
+    """Ask the judge about all pairs that have no verdict yet, including pairs that failed.
 
-    Returns the counts of pairs and the rates in `judge.compare.Verdicts`. limit: maximum number of pairs. Each pair adds
-    three rows, by `order`: "ab" and "ba" are the two answers, "both" is the verdict. Raises UsageError for invalid settings
-    or a scorer that cannot compare images, FingerprintError if the table was made with another judge or question.
+    Returns the counts of pairs and the two rates of `judge.compare.Verdicts`. limit: maximum number of pairs. Each
+    compared pair adds three rows: two answers (`order` "ab" and "ba") and the verdict ("both"). Raises UsageError if
+    the settings are invalid or the scorer cannot compare images, FingerprintError if the judge or question changed.
     """
     settings = recipe.compare[name]
     judge, pairs, _, spec = checked(store, recipe, name)
     with store.lock(f"comparisons/{name}"):
         table = store.comparisons(name)
-        done = decided(table)  # read again: another command may have added verdicts while this one waited for the lock
+        done = decided(table)  # read again, since another command may have held the lock and added verdicts
         _claim(table, spec, done)
         todo = [pair for pair in pairs if pair not in done][:limit]
         present = sum(pair in done for pair in pairs)
@@ -63,9 +63,7 @@ def run_compare(store: Store, recipe: Recipe, name: str, *, limit: int | None = 
 
 
 def checked(store: Store, recipe: Recipe, name: str) -> tuple[Any, list[Ids], set[Ids], dict[str, Any]]:
-    """Run all checks that need no weights and return (judge without weights, wanted pairs, decided pairs, table spec).
-
-    Writes nothing. Raises UsageError, FingerprintError."""
+    """Run all checks that need no weights; return (judge, all pairs, decided pairs, table spec). Writes nothing."""
     from prefkit.models.precision import dtype_of
 
     settings = recipe.compare[name]
@@ -96,18 +94,17 @@ def judge_of(settings: Compare, name: str) -> Any:
     if not callable(getattr(judge, "compare", None)) or not callable(getattr(judge, "judge_spec", None)):
         raise UsageError(
             f"compare.{name}: {settings.use} scores single images and cannot compare two. Use mllm, or a class with "
-            "compare(pairs, template, aspect) and judge_spec()."
+            "the methods compare(pairs, template, aspect) and judge_spec()."
         )
     check_licence(judge, settings.accept_license, f"compare.{name}")
     return judge
 
 
 def chosen_pairs(store: Store, settings: Compare, name: str) -> list[Ids]:
-    """Return the pairs to ask about, the same on every call. A hash decides which candidate of a pair is `a`.
+    """Return the pairs to ask about, deterministically. A hash decides which candidate of a pair comes first.
 
-    `pairs: all` chooses up to `most` pairs per request by a hash of their ids. `pairs: extremes` ranks each request's
-    candidates by the score `by` and pairs the best with the worst, the second best with the second worst, and so on, up to
-    `most` pairs.
+    `pairs: all` chooses up to `most` pairs per request by a hash of the candidate ids. `pairs: extremes` ranks each
+    request's candidates by the score `by` and pairs the best with the worst, and so on, up to `most` pairs.
     """
     keys = wanted_keys(store, settings.generators)
     if not keys:
@@ -129,12 +126,12 @@ def chosen_pairs(store: Store, settings: Compare, name: str) -> list[Ids]:
             ranked = sorted((cid for cid in ids if cid in costs), key=lambda cid: (costs[cid], cid))
             pairs += [(ranked[i], ranked[-1 - i]) for i in range(min(settings.most, len(ranked) // 2))]
     else:
-        raise UsageError(f"compare.{name}.pairs is {settings.pairs!r}: choose all or extremes.")
+        raise UsageError(f"compare.{name}.pairs is {settings.pairs!r}; it must be `all` or `extremes`.")
     return [(a, b) if digest(a, b) < digest(b, a) else (b, a) for a, b in pairs]
 
 
 def _costs(store: Store, settings: Compare, name: str) -> dict[str, float]:
-    """Return the score `by` of each scored candidate, negated if higher is better: smaller is always better."""
+    """Return {candidate id: value of the score `by`}, negated if higher is better, so that smaller is always better."""
     existing = store.names("scores")
     if settings.by not in existing:
         raise UsageError(
@@ -154,7 +151,7 @@ def decided(table: Table) -> set[Ids]:
 
 
 def _answers(table: Table) -> list[Comparison]:
-    """Return the latest two answers about each pair: first order "ab", then order "ba"."""
+    """Return the latest two answers about each pair, order "ab" before order "ba"."""
     rows = table.read(["id_a", "id_b", "order", "outcome"]).to_pylist()
     outcomes = {(row["id_a"], row["id_b"], row["order"]): row["outcome"] for row in rows}
     pairs = dict.fromkeys((a, b) for a, b, _ in outcomes)
@@ -188,7 +185,7 @@ def _ask(
 def verdicts(judge: Any, settings: Compare, part: Sequence[tuple[Any, Any]]) -> list[Comparison]:
     """Ask about these pairs and return three rows per pair, or one failed row if an image cannot be decoded.
 
-    After an exception, each pair is asked about alone, so that only the pair that caused it fails."""
+    If the judge raises an exception, each pair is asked about alone, so that only the pair at fault fails."""
     live = [pair for pair in part if isinstance(pair[0], Candidate) and isinstance(pair[1], Candidate)]
     failed = [_failure(pair, settings) for pair in part if pair not in live]
     if not live:
@@ -219,11 +216,7 @@ def _failure(pair: tuple[Any, Any], settings: Compare) -> Comparison:
 
 
 def _parts(store: Store, settings: Compare, todo: Sequence[Ids], size: int) -> Iterator[list[tuple[Any, Any]]]:
-    """Yield lists of up to `size` pairs of decoded candidates.
-
-    A candidate that cannot be decoded is replaced by (id, failed Score). Each image is decoded once, and released after the
-    last pair that contains it.
-    """
+    """Yield lists of up to `size` pairs of decoded candidates, or (id, failed Score) for an undecodable one."""
     uses = Counter(cid for pair in todo for cid in pair)
     partners: dict[str, list[Ids]] = {}
     for pair in todo:

@@ -29,7 +29,7 @@ def check_attributes(scorer: Any, who: str) -> None:
 
 
 def spec_of(scorer: Any) -> ScorerSpec:
-    """Return the scorer's spec. Raises PluginError if `spec()` returns no ScorerSpec or tries to exit the program."""
+    """Return the scorer's spec. Raises PluginError if `spec()` does not return a ScorerSpec or tries to exit."""
     who = f"scorer {type(scorer).__qualname__}"
     with guarded(who, "failed in spec()"):
         spec: Any = scorer.spec()
@@ -39,7 +39,7 @@ def spec_of(scorer: Any) -> ScorerSpec:
 
 
 def scores_of(returned: Any, count: int, who: Callable[[], str]) -> list[Score]:
-    """Return the result of a scorer's `score` as a list. Raises PluginError unless it is a sequence of `count` Scores."""
+    """Return what `score()` returned as a list. Raises PluginError unless it is a sequence of `count` Scores."""
     description = described(returned)
     if isinstance(returned, Sequence):
         if not all(isinstance(score, Score) for score in returned):
@@ -53,8 +53,7 @@ def scores_of(returned: Any, count: int, who: Callable[[], str]) -> list[Score]:
 
 
 def checked(score: Score, who: str = "the scorer") -> Score:
-    """Return a copy of the score that has either a finite value or an error. A value that is not a number (such as the
-    text "7") becomes an error."""
+    """Return a copy of the score with a finite value or an error. An error replaces a value that is not a number."""
     error, aspects, value = _text(score.error), _aspects(score.aspects), None
     if not error and score.value is None:
         error = f"{who} returned neither a value nor an error"
@@ -82,8 +81,8 @@ def _text(value: Any) -> str | None:
 def read_number(value: Any) -> tuple[float | None, str]:
     """Return (value as a finite float, ""), or (None, a description of the value) if it is not a number.
 
-    Numbers are all values that `float` accepts (int, float, Decimal, Fraction, an array or tensor with one element),
-    except texts, bools, complex numbers, times and integers too large for a float.
+    A number is any value that `float` accepts (int, float, Decimal, Fraction, an array or tensor with one element),
+    except texts, bools, complex numbers, times, and integers too large for a float.
     """
     problem = f"{shown(value)} ({described(value)}), which is not a number"
     if _is_time(value):
@@ -106,7 +105,7 @@ def row_of(values: Any, count: int, who: str) -> list[Any]:
     """Return `values` as a list of `count` entries, in order.
 
     `values` may be a list, tuple or other sequence, a 1-D array or tensor, or a pandas Series, whose index is ignored.
-    Raises PluginError for anything else: dicts and sets have no reliable order, texts and generators are mistakes.
+    Raises PluginError for anything else: dicts and sets have no reliable order, and a text or generator is a mistake.
     """
     entries = _entries(values)
     if entries is None:

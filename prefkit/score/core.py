@@ -35,8 +35,8 @@ AHEAD = 3  # batches decoded ahead of the one being scored
 class FunctionScorer:
     """Scorer that calls a function `(images, prompts, **context) -> list[float | None]`; see `@prefkit.scorer`.
 
-    Each further argument, such as `user` in `def f(images, prompts, user)`, gets the list of that request column's values.
-    The version includes the hash of the function's file.
+    Each further argument, such as `user` in `def f(images, prompts, user)`, gets the values of that request
+    column. The spec's version includes the hash of the function's file.
     """
 
     def __init__(self, function: Callable[..., Any], use: str) -> None:
@@ -76,12 +76,12 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
     plugin = registry.load("scorer", use)
     if inspect.isfunction(plugin):
         if options:
-            raise UsageError(f"{where or use}: a function takes no options, but got {', '.join(options)}.")
+            raise UsageError(f"{where or use}: a function takes no options, but got {', '.join(options)}. Remove them.")
         return FunctionScorer(plugin, use)
     if not all(callable(getattr(plugin, name, None)) for name in ("spec", "load", "score")):
         raise PluginError(
             f"{where or 'scorer'}: {use} is not a scorer. A scorer is a function (images, prompts) -> list of numbers, or "
-            "a class with spec, load and score."
+            "a class with the methods spec, load and score."
         )
     checked_options = plugin_options.options(plugin, options, where or f"scorer {use}")
     with guarded(f"scorer {use}", "could not be created"):
@@ -92,7 +92,7 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
 
 
 def missing_keys(scorer: Scorer, candidate: Candidate) -> list[str]:
-    """Return the sorted names of what the scorer requires and the candidate lacks."""
+    """Return the names in the scorer's `requires` that the candidate lacks, sorted."""
     has = {"prompt"} | set(candidate.extra)
     has |= {"image"} if candidate.image is not None or candidate.path is not None else set()
     has |= {"payload"} if candidate.payload is not None else set()
@@ -100,17 +100,17 @@ def missing_keys(scorer: Scorer, candidate: Candidate) -> list[str]:
 
 
 def check_requires(scorer: Scorer, candidate: Candidate, score_name: str) -> None:
-    """Raise UsageError if the scorer requires a column that the request lacks, or what the candidate does not hold."""
+    """Raise UsageError if the scorer requires an image, a payload or a request column that the candidate lacks."""
     missing = missing_keys(scorer, candidate)
     if "image" in missing:
         raise UsageError(
-            f"score.{score_name}: the scorer needs images, but candidate {candidate.id} has none. If it is a mesh, "
-            "generate again without `call: {render: false}`; else remove this score from the recipe."
+            f"score.{score_name}: the scorer needs images, but candidate {candidate.id} has none. If the candidate is "
+            "a mesh, generate again without `call: {render: false}`; else remove this score from the recipe."
         )
     if "payload" in missing:
         raise UsageError(
             f"score.{score_name}: the scorer reads payloads, such as meshes, but candidate {candidate.id} has none. Set "
-            f"score.{score_name}.generators to generators that make them."
+            f"score.{score_name}.generators to generators that make payloads."
         )
     if missing:
         raise UsageError(
@@ -120,7 +120,7 @@ def check_requires(scorer: Scorer, candidate: Candidate, score_name: str) -> Non
 
 
 def decoded_batches(batches: Iterator[list[Candidate]]) -> Iterator[list[Candidate | Score]]:
-    """Yield the batches with their images decoded (see `decode`), ahead of use, in background threads."""
+    """Yield the batches with decoded images (see `decode`). Background threads decode AHEAD batches in advance."""
     with ThreadPoolExecutor(2) as pool:
         queue = [pool.submit(decode, batch) for batch in islice(batches, AHEAD)]
         while queue:
@@ -130,7 +130,7 @@ def decoded_batches(batches: Iterator[list[Candidate]]) -> Iterator[list[Candida
 
 
 def decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
-    """Return the candidates with decoded images; one that cannot be decoded is replaced by a failed Score."""
+    """Return the candidates with decoded images. A candidate that cannot be decoded is replaced by a failed Score."""
     from PIL import Image
 
     items: list[Candidate | Score] = []
@@ -147,10 +147,7 @@ def undecodable(error: Exception) -> str:
 
 
 def _read(c: Candidate) -> Candidate:
-    """Decode a candidate's image and hash its bytes; encoders look up cached embeddings by that hash.
-
-    A candidate that is a payload without an image is returned as it is.
-    """
+    """Decode a candidate's image, if it has one, and hash its bytes: encoders cache embeddings by this hash."""
     if c.image is None and c.path is None and c.payload is not None:
         return c
     data = read_regular(c.path) if c.image is None and c.path is not None else c.image
@@ -161,8 +158,8 @@ def _read(c: Candidate) -> Candidate:
 def score_batch(
     scorer: Scorer, items: Sequence[Candidate | Score], batch_size: AdaptiveBatchSize | None = None
 ) -> list[Score]:
-    """Return one Score per item, in order. After an exception, each item is scored alone, so that only the item that
-    caused it fails. If memory runs out, the batch is halved until it fits, and `batch_size` remembers that size."""
+    """Return one Score per item, in order. If the scorer raises an exception, each item is scored alone, so that only
+    the item at fault fails. If memory runs out, the batch is halved until it fits, and `batch_size` is updated."""
     live = [c for c in items if isinstance(c, Candidate)]
     scores = iter(_score_halving(scorer, live, batch_size or AdaptiveBatchSize()))
     return [item if isinstance(item, Score) else next(scores) for item in items]
@@ -192,7 +189,7 @@ def _score_halving(scorer: Scorer, batch: Sequence[Candidate], batch_size: Adapt
 
 
 def _score(scorer: Scorer, batch: Sequence[Candidate]) -> list[Score]:
-    """Call the scorer; after an exception, call it once per candidate. Scorers that are not trusted get copies."""
+    """Call the scorer; if that fails, call it once per candidate. Scorers that are not trusted get copies."""
     try:
         with guarded(lambda: f"scorer {name_of(scorer)}"):
             returned: Any = scorer.score(list(batch) if trusted(scorer) else copies(batch))

@@ -1,4 +1,4 @@
-"""The decorator `@prefkit.scorer(...)`, which declares a function as a scorer. Functions without it get its defaults."""
+"""The decorator `@prefkit.scorer(...)` for scorer functions. A function without the decorator gets its defaults."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """Decorator of a scorer function `(images, prompts, **context) -> list of numbers`, which it returns unchanged.
+    """Decorator for a scorer function `(images, prompts, **context) -> list of numbers`, which it does not change.
 
     name            name in spec.json; default: file.py:function
     version         any text; the hash of the function's file is appended to it
     range           lowest and highest value, None for no bound
-    requires        any of image, prompt, payload and request columns; arguments without a default are added
-    scope           within_request: each call gets all candidates of one request, and values compare only among these
-    licence         licence of its weights; one that forbids commercial use or forces copyleft needs `accept_license`
-    evaluation_only True: excluded from the weights that `pair` uses by default
+    requires        image, prompt, payload or names of request columns; arguments without a default are added
+    scope           within_request: each call gets one request; values of different requests are not comparable
+    licence         licence of the weights; if it forbids commercial use or forces copyleft, the user must accept it
+    evaluation_only True: `pair` and training refuse the score
     batch           maximum number of images per call
     concurrency     number of concurrent calls (in threads), for a function that waits for a remote machine
     Raises UsageError for invalid values.
@@ -42,9 +42,7 @@ class Declaration:
     def __post_init__(self) -> None:
         low, high = self.range
         if low is not None and high is not None and low >= high:
-            raise UsageError(
-                f"@scorer(range={self.range}): the lowest value must come first, and be below the highest."
-            )
+            raise UsageError(f"@scorer(range={self.range}): the lowest value must come first and be below the highest.")
         if self.scope not in SCOPES:
             raise UsageError(f"@scorer(scope={self.scope!r}): choose {' or '.join(SCOPES)}.")
         if (self.batch is not None and self.batch < 1) or self.concurrency < 1:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDE = 32
-#: (request id, index) -> [32, 32, 3] uint8
+#: (request id, index) -> thumbnail [32, 32, 3] uint8
 Thumbnails = Mapping[tuple[str, int], np.ndarray]
 #: (request id, index) -> embedding [D]
 Embeddings = Mapping[tuple[str, int], np.ndarray]
@@ -34,7 +34,7 @@ def mean_diversity(thumbnails: Thumbnails) -> float | None:
 
 
 def mean_cosine_diversity(embeddings: Embeddings) -> float | None:
-    """Return the mean `cosine_diversity` of the requests (unit vectors); None if no request has two images."""
+    """Return the mean `cosine_diversity` of the requests, from unit vectors; None if no request has two images."""
     return _mean(embeddings, cosine_diversity)
 
 
@@ -56,10 +56,7 @@ def cosine_diversity(embeddings: np.ndarray) -> float | None:
 
 
 def diversity(thumbnails: np.ndarray) -> float | None:
-    """Return the mean distance over all pairs of a request's n thumbnails [n, 32, 32, 3], in 0..1; None if n < 2.
-
-    Thumbnails have values in [0, 1]. The distance between two of them is their root mean square difference.
-    """
+    """Return the mean `rms` over all pairs of a request's n thumbnails [n, 32, 32, 3] in 0..1; None if n < 2."""
     n = len(thumbnails)
     if n < 2:
         return None

@@ -1,4 +1,4 @@
-"""Reader of the folders that `prefkit fit` writes: spec.json, weights, and the encoder that they were fitted on."""
+"""Reader of the folders that `prefkit fit` writes: spec.json, the weights and the encoder they were fitted on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = ("library", "model", "pretrained", "processor", "resize")  # argument
 
 
 class Fitted:
-    """A folder written by `prefkit fit NAME`. Raises UsageError for any other folder, even one fitted for another scorer."""
+    """A folder that `prefkit fit NAME` wrote. Raises UsageError for others, even if fitted for another scorer."""
 
     def __init__(self, name: str, folder: str) -> None:
         if not folder:
@@ -38,7 +38,7 @@ class Fitted:
         return read_state(self.folder / WEIGHTS)
 
     def ids(self, name: str) -> list[str]:
-        """Return the ids in NAME.json; id i belongs to row i of the weights."""
+        """Return the ids in the file NAME.json, in the order of the rows of the weights."""
         return list(json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
 
     def revision(self) -> str:
@@ -52,8 +52,8 @@ class Fitted:
         stored = self.spec.get("encoder")
         if stored is None:
             raise UsageError(
-                f"{self.name}: {self.folder} was fitted on features of an unknown encoder, so it cannot score images. Fit "
-                "again, with the encoder of the features in `--encoder` (and its options)."
+                f"{self.name}: {self.folder} was fitted on features of an unknown encoder, so it cannot score images. "
+                f"Run `prefkit fit {self.name}` again, with --encoder (and its options) set to that encoder."
             )
         try:
             encoder = Encoder(**{name: stored[name] for name in SETTINGS}, needs_text=False)
@@ -63,8 +63,8 @@ class Fitted:
             ) from error
         if encoder.revision() != stored["revision"]:
             raise UsageError(
-                f"{self.name}: {self.folder} was fitted on {stored['model']} at {stored['revision']}, which is now at "
-                f"{encoder.revision()} and gives other features. Restore the encoder, or fit again."
+                f"{self.name}: {self.folder} was fitted on {stored['model']} at revision {stored['revision']}; the "
+                f"encoder is now at revision {encoder.revision()} and gives other features. Restore it, or fit again."
             )
         return encoder
 

@@ -1,7 +1,7 @@
 """Check of scorers' licences: the user must accept a licence that forbids commercial use or forces copyleft.
 
-The licence of a scorer is the licence of its weights. If the spec's licence is "that of the weights", the user chooses the
-weights: `WEIGHTS` lists the licences of some, and a model folder names its licence in the header of its README.md.
+The licence of a scorer is the licence of its weights. If the spec says "that of the weights", the user chooses the
+weights, and prefkit looks up their licence in `WEIGHTS` and in the header of the model folder's README.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prefkit.errors import UsageError
 from prefkit.score.contract import spec_of
 
 COMMERCIAL, COPYLEFT = "forbids commercial use", "forces copyleft"
-#: licence, in lower case -> what it forbids or forces
+#: licence in lower case -> restriction
 RESTRICTED = {
     "agpl-3.0": COPYLEFT,
     "gpl-2.0": COPYLEFT,
@@ -60,7 +60,7 @@ def restriction(licence: str) -> str | None:
 
 
 def licences(scorer: Any) -> dict[str, str]:
-    """Return "the scorer" -> licence in its spec, and weights named in its options -> licence of these weights."""
+    """Return {"the scorer": licence in its spec, name of weights in its options: licence of these weights}."""
     result = {"the scorer": spec_of(scorer).licence}
     options = getattr(scorer, "options", None)
     for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():
@@ -75,7 +75,7 @@ def licences(scorer: Any) -> dict[str, str]:
 
 
 def of_folder(value: str) -> str | None:
-    """Return the licence in the header of a model folder's README.md; None if there is none or it is not a folder."""
+    """Return the licence in the header of a model folder's README.md, or None."""
     try:
         folder = Path(value.removeprefix("local-dir:")).expanduser()
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace") if folder.is_dir() else ""

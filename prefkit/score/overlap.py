@@ -16,8 +16,8 @@ def in_order(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, function(item)) in order, with at most `width` concurrent calls in threads.
 
-    ahead: maximum number of calls submitted after the oldest unfinished call (default: width); a larger number keeps the
-    threads busy even if that call is slow. If the iteration ends early, calls that have not started are dropped.
+    ahead: maximum number of calls submitted after the oldest unfinished call (default: width). A larger number keeps
+    the threads busy while that call is slow. If the iteration ends early, calls that have not started are dropped.
     """
     pool = ThreadPoolExecutor(width, "call")
     waiting: deque[tuple[Item, Future[Result]]] = deque()

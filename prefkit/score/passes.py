@@ -1,7 +1,7 @@
 """Passes over the images, in which several scorers share the work of reading and decoding each image.
 
-A scorer with `concurrency` above 1 waits for a remote machine, so it has a pass of its own with that many concurrent calls.
-Each score has its own table, counts and failure: an error in one scorer does not stop the others.
+A scorer with `concurrency` above 1 waits for a remote machine, so it gets a pass of its own, with that many concurrent
+calls. An error in one scorer does not stop the others: each score has its own table, counts and failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from prefkit.types import Candidate, candidate_schema
 from prefkit.types import Score as Value
 
 FLUSH_ROWS, FLUSH_SECONDS = 1024, 20.0
-AHEAD = 4  # AHEAD * concurrency calls may be submitted after the oldest one that is still running
+AHEAD = 4  # up to AHEAD * concurrency calls are submitted after the oldest running call
 MIN_FREE = 0.5  # fraction of the device's memory that must be free for another network to join a pass
 
 
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def device(self) -> str:
-        """Device of the weights; "cpu" for functions, so that they need not wait for the import of torch."""
+        """Device of the weights; "cpu" for functions, which do not need the slow import of torch."""
         return "cpu" if isinstance(self.scorer, FunctionScorer) else device_of(self.settings.device)
 
     def load(self) -> bool:
@@ -99,7 +99,7 @@ class Job:
         )
 
     def parts(self, items: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
-        """Yield the (id, item) pairs of the chunk that this job must score, split into calls."""
+        """Split a chunk's items that this job must score into lists of (id, item), one list per call of the scorer."""
         mine = [item for item in items if item[0] in self.todo]
         whole = self.scorer.scope == "within_request"
         size = len(mine) if whole else call_size(self.scorer, self.settings.batch_size)
@@ -107,12 +107,12 @@ class Job:
             yield mine[start : start + size]
 
     def encoder_key(self) -> tuple[Any, ...] | None:
-        """Return the key of the scorer's encoder, None without one. Jobs with equal keys share one network."""
+        """Return the key of the scorer's encoder, None if it has no encoder. Jobs with equal keys share one network."""
         encoder = getattr(self.scorer, "encoder", None)
         return encoder.key(self.device, self.settings.dtype) if isinstance(encoder, Encoder) else None
 
     def score(self, items: list[tuple[str, Candidate | Value]]) -> None:
-        """Score those candidates of a chunk that this job must score. An error of the plug-in stops only this job."""
+        """Score the candidates of a chunk that this job must score. An error in the scorer stops only this job."""
         start = time.monotonic()
         try:
             for part in self.parts(items):
@@ -147,7 +147,7 @@ class Job:
 
 
 def call_size(scorer: Any, batch_size: int) -> int:
-    """Maximum number of candidates per call: the smaller of the scorer's `batch` and the recipe's `batch_size`.
+    """Return the maximum number of candidates per call: the scorer's `batch`, but at most the recipe's `batch_size`.
 
     A scorer that allows concurrent calls and does not set `batch` gets one candidate per call.
     """
@@ -173,8 +173,8 @@ def run_passes(store: Store, jobs: Sequence[Job]) -> None:
 def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Yield the jobs of each pass with their scorers loaded.
 
-    An `exclusive` job has a pass of its own. Any other job joins a pass if at least half of the device's memory is free, or
-    if it shares an encoder with a job of that pass.
+    An `exclusive` job has a pass of its own. Any other job joins a pass if at least half of the device's memory is
+    free, or if it shares an encoder with a job of that pass.
     """
     waiting = list(jobs)
     while waiting:
@@ -246,12 +246,9 @@ def _progress(jobs: list[Job]) -> Iterator[Progress]:
 
 
 def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
-    """Yield chunks of (id, candidate), or (id, failed Score) if the candidate cannot be decoded.
-
-    If all scorers set `sends_files`, the candidates are not decoded: these scorers check and send the stored bytes.
-    """
+    """Yield chunks of (id, decoded candidate), with a failed Score for a candidate that cannot be decoded."""
     chunks = _chunks(store, jobs, set().union(*(job.todo for job in jobs)))
-    if all(getattr(job.scorer, "sends_files", False) for job in jobs):
+    if all(getattr(job.scorer, "sends_files", False) for job in jobs):  # these scorers send the stored bytes
         yield from ([(c.id, c) for c in chunk] for chunk in chunks)
         return
     ids: list[list[str]] = []
@@ -266,7 +263,7 @@ def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
 
 
 def _chunks(store: Store, jobs: list[Job], todo: set[str]) -> Iterator[list[Candidate]]:
-    """Yield the candidates to score, in chunks: whole requests for scope within_request, else the largest batch size."""
+    """Yield the candidates to score in chunks: one request (scope within_request) or the largest batch size."""
     everywhere = any(not job.generators for job in jobs)
     generators = [] if everywhere else list(dict.fromkeys(name for job in jobs for name in job.generators))
     payload = any("payload" in job.scorer.requires for job in jobs)

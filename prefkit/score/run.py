@@ -26,7 +26,7 @@ Key = tuple[str, str]  # (candidate id, request id)
 def run_scores(
     store: Store, recipe: Recipe, names: Sequence[str], *, generators: Sequence[str] = (), limit: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Compute the missing values of these scores and retry failed ones. Returns counts per score.
+    """Compute all missing and failed values of the scores `names`. Returns the counts of each score.
 
     Under a launcher (such as torchrun) each process scores its share of the requests, and the counts are totals over all
     processes. limit: maximum number of candidates. Raises UsageError if requests lack a column that a scorer requires, and
@@ -63,7 +63,7 @@ def _score(store: Store, jobs: Sequence[Job], failures: Sequence[PrefkitError]) 
     for job in busy:
         job.counts["seconds"] = round(job.seconds, 2)
         if job.failure is None and not sum(job.counts[k] for k in ("present", "scored", "failed")):
-            raise _nothing(store)  # the candidates were in parts that turned out to be damaged
+            raise _nothing(store)  # the files with the candidates turned out to be damaged
     failures = [*failures, *(job.failure for job in jobs if job.failure is not None)]
     if failures:
         for failure in failures[1:]:
@@ -80,9 +80,7 @@ def _total(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> Job:
-    """Run all checks that need no weights, for a dry run, and return the score's job.
-
-    Writes nothing. Raises the same errors as `run_scores`."""
+    """Run the checks of `run_scores` that need no weights, and return the score's job. Writes nothing."""
     job = _job(store, recipe, name, (), limit, None)
     if job.todo:
         _check_ready(store, job)
@@ -108,7 +106,7 @@ def spec_from(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:
-    """Return the spec of the table for this scorer, including dtype and background."""
+    """Return the scorer's spec with the score's dtype and the background colour of transparent images."""
     spec = dataclasses.asdict(dataclasses.replace(spec_of(scorer), dtype=settings.dtype))
     spec["preprocessing"] += Background.suffix()
     return spec
@@ -121,7 +119,7 @@ def remedy(table: Table) -> str:
 def _job(
     store: Store, recipe: Recipe, name: str, generators: Sequence[str], limit: int | None, locks: ExitStack | None
 ) -> Job:
-    """Create the job of a score. With `locks`, lock and claim its table."""
+    """Create the job of a score. If `locks` is set, also lock and claim the score's table."""
     settings, processes = recipe.score[name], group()
     chosen = list(generators or settings.generators)
     prepared: list[tuple[Any, dict[str, Any], list[Key]]] = []
@@ -130,7 +128,7 @@ def _job(
         scorer = scorer_of(recipe, name)
         prepared.append((scorer, scorer_spec(scorer, settings), wanted_keys(store, chosen)))
 
-    processes.each(prepare)  # raises in all processes if it raises in one, so that they stay in step
+    processes.each(prepare)  # raises in all processes if it raises in one, so that none waits for another
     scorer, spec, keys = prepared[0]
     if not keys:
         raise _nothing(store)
@@ -167,7 +165,7 @@ def wanted_keys(store: Store, generators: Sequence[str]) -> list[Key]:
     existing = store.names("candidates")
     unknown = sorted(set(generators) - set(existing))
     if unknown:
-        text = f"no candidates of {', '.join(unknown)} in {store.folder}; it has: {', '.join(existing) or 'none'}."
+        text = f"{store.folder} has no candidates of {', '.join(unknown)}; generators: {', '.join(existing) or 'none'}."
         raise NotYet(text, "generate", unknown)
     keys: dict[str, str] = {}
     for generator in generators or existing:
@@ -183,8 +181,8 @@ def scored_ids(table: Table) -> set[str]:
 
 
 def missing_of(keys: Sequence[Key], done: set[str], whole: bool) -> list[Key]:
-    """Return the keys without a score. whole: add the other keys of their requests, since all values of a request must
-    come from one call to be comparable."""
+    """Return the keys without a score. whole: if a request has such a key, return all of its keys, because its values
+    are comparable only if one call computed them."""
     open_requests = {request for cid, request in keys if cid not in done}
     return [key for key in keys if (key[1] in open_requests if whole else key[0] not in done)]
 
@@ -194,9 +192,9 @@ def share_of(
 ) -> list[Key]:
     """Return the missing keys that one process scores now. share: (rank, number of processes).
 
-    Whole requests are assigned to processes by their position in `keys`, not in `missing`, which may differ between
-    processes: one may have written scores before another reads the table. limit: maximum number of candidates over all
-    processes; if `whole`, requests are not cut, and at least one request is scored.
+    A request belongs to one process, chosen by the request's position in `keys`. Its position in `missing` may differ
+    between processes, since one may write scores before another reads the table. limit: maximum number of candidates
+    over all processes; if `whole`, requests are not split, and at least one is scored.
     """
     rank, count = share
     numbers: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Several scorers of a recipe, for training and evaluation; they run the same code as in `prefkit score`."""
+"""Scorers of a recipe, for training and evaluation. They are called by the same code as in `prefkit score`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ScorerSet:
         return {n: 1.0 if spec_of(scorer).higher_is_better else -1.0 for n, scorer in self.scorers.items()}
 
     def refuse_judges(self, names: Sequence[str], where: str) -> None:
-        """Raise UsageError if one of these scores is for evaluation only, because it must not be used as a reward."""
+        """Raise UsageError if a score in `names` is for evaluation only and therefore must not be used as a reward."""
         forbidden = [name for name in names if spec_of(self.scorers[name]).evaluation_only]
         if forbidden:
             raise UsageError(f"{where}: {', '.join(forbidden)} may be used for evaluation only. Use another scorer.")
@@ -62,10 +62,7 @@ class ScorerSet:
                 scorer.load(device_of(settings.device), settings.dtype)
 
     def score(self, groups: Sequence[Sequence[Candidate]]) -> Scores:
-        """Return score name -> scores, in the order of the candidates. Each group has the candidates of one request.
-
-        A candidate that has an error gets a failed score with that error.
-        """
+        """Return {score name: scores in the order of the candidates}. groups: the candidates of each request."""
         scores: Scores = {}
         for name, scorer in self.scorers.items():
             self.current = name

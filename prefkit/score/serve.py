@@ -3,8 +3,8 @@
     python -m prefkit.score.serve clip --options '{"model": "ViT-B-32"}' --port 8765
     python -m prefkit.score.serve clip --stdio
 
-The recipe of the other process then has `use: http://127.0.0.1:8765`, or `use: "exec:/other/env/bin/python -m
-prefkit.score.serve clip --stdio"`. prefkit/score/remote/protocol.py documents the messages. One batch is scored at a time.
+In the recipe, write `use: http://127.0.0.1:8765`, or `use: "exec:/other/env/bin/python -m prefkit.score.serve clip
+--stdio"`. prefkit/score/remote/protocol.py documents the messages. The server scores one batch at a time.
 The server is bound to 127.0.0.1 unless --host is set. Any client that can reach the port may use the server, unless
 --key-env names an environment variable with a key that clients must send.
 """
@@ -109,7 +109,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             return 0
         key = key_of(args.key_env)
         if args.key_env and key is None:
-            raise UsageError(f"--key-env: ${args.key_env} is not set.")
+            raise UsageError(f"--key-env: the environment variable {args.key_env} is not set.")
         server = _bound(service, args.host, args.port, key)
     except PrefkitError as error:
         print(error, file=sys.stderr)
@@ -132,7 +132,7 @@ def _loaded(args: argparse.Namespace) -> Any:
     try:
         options = json.loads(args.options)
     except ValueError as error:
-        raise UsageError(f"--options: not JSON: {error}.") from error
+        raise UsageError(f"--options is not valid JSON: {error}.") from error
     scorer = make_scorer(args.scorer, options)
     check_licence(scorer, args.accept_license, args.scorer)
     with guarded(f"scorer {args.scorer}"):

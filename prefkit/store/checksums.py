@@ -1,11 +1,11 @@
-"""Checksums that reveal a changed byte when a stored file is read.
+"""Checksums of stored files, which are verified when a file is read.
 
 JSON         the key `checksum`, computed from all other keys (see files.py)
 JSON lines   a CRC-32 at the end of each line (see files.py)
-folders      prefkit-checksums.json, with the SHA-256 of every file in a folder that is written atomically
+folders      prefkit-checksums.json, with the SHA-256 of every file in the folder
 others       Parquet: see seal.py; safetensors: see tensors.py
 
-A file without a checksum was written by an earlier version or by another program, and is not checked.
+Files without a checksum (from another program or an earlier version) are not checked.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def file_sum(path: Path) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write prefkit-checksums.json, which lists the SHA-256 of every file in `folder`. Raises StoreError."""
+    """Write `folder`/prefkit-checksums.json with the SHA-256 of every file in the folder. Raises StoreError."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     write_json(folder / MANIFEST, {"files": {path.relative_to(folder).as_posix(): file_sum(path) for path in paths}})
 
 
 def check_folder(folder: Path, remedy: str, sum_of: Callable[[Path], str] = file_sum) -> None:
-    """Check that every file listed in prefkit-checksums.json exists and that `sum_of(file)` equals the listed SHA-256.
+    """Raise DamagedError if a file listed in prefkit-checksums.json is missing, or its SHA-256 has changed.
 
-    Raises DamagedError naming the first file that fails. A folder without prefkit-checksums.json passes.
+    A folder without prefkit-checksums.json passes. sum_of: a function that returns a file's SHA-256.
     """
     path = folder / MANIFEST
     for name, wanted in read_json(path, remedy)["files"].items() if path.exists() else ():

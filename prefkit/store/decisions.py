@@ -22,16 +22,13 @@ VERDICTS = ("keep", "reject", "remove")
 
 
 def read_decisions(path: Path) -> pd.DataFrame:
-    """Return a frame with the last decision about each candidate id; it is empty if the file does not exist.
-
-    Raises StoreError naming the file and line.
-    """
+    """Return a frame with the last decision about each candidate id, empty without a file. Raises StoreError."""
     import pandas as pd
 
     rows = []
     try:
         if path.exists() and not {"id", "verdict"} <= set(header(path, str(path)).names):
-            raise StoreError(f"{path}: columns id and verdict are missing. Its first line must be {','.join(COLUMNS)}.")
+            raise StoreError(f"{path}: column id or verdict is missing. The first line must be {','.join(COLUMNS)}.")
         for where, values, _ in read(path, may_end_early=True) if path.exists() else ():
             if values["verdict"] not in VERDICTS:
                 raise StoreError(
@@ -44,10 +41,7 @@ def read_decisions(path: Path) -> pd.DataFrame:
 
 
 def append_decisions(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Append rows to decisions.csv in the encoding, separator and column order that the file already has.
-
-    rows: dicts with keys from COLUMNS. Raises StoreError if the file cannot be read or written.
-    """
+    """Append rows (keys: COLUMNS) to decisions.csv, keeping its encoding and column order. Raises StoreError."""
     columns, separator, encoding, before = list(COLUMNS), ",", "utf-8", b""
     try:
         if path.exists():

@@ -1,4 +1,4 @@
-"""Atomic writes, JSON files and JSON lines with checksums, and folder names that are valid on every file system."""
+"""Write files atomically, read and write JSON with checksums, and check names of folders."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from prefkit.output import warn
 from prefkit.store.litter import remove, temporary_beside
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-LONGEST_NAME = 100  # file systems allow 255 bytes, and derived names such as NAME-flipped must fit too
+LONGEST_NAME = 100  # file systems allow 255 bytes, and prefkit adds endings such as -flipped
 RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
 CHECKSUM = "checksum"
-#: format of a checksum; it identifies a checksum even if a flipped bit has changed the key `checksum`
+#: a value of this form is a checksum, even if damage has changed its key
 SUM = re.compile(r"sha256:[0-9a-f]{64}")
-#: a JSON line with its checksum, {..., "crc": "8 hexadecimal digits"}: the CRC-32 of the line without this key
+#: a JSON line with a checksum, {..., "crc": "8 hexadecimal digits"}, which is the CRC-32 of the line without this key
 SEALED_LINE = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}', re.DOTALL)
 #: subfolder of a run folder -> the command that fills it
 COMMANDS = {
@@ -43,7 +43,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
-    """Replace `path` atomically: `save` writes a temporary file, which is flushed and renamed. Raises StoreError."""
+    """Write `path` atomically: `save` writes a temporary file, which is flushed and renamed. Raises StoreError."""
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
 
 
 def utf8(text: str) -> bytes:
-    """Encode text for a file. Surrogates, which represent undecodable bytes of a path in Python, become those bytes."""
+    """Encode text as UTF-8. Surrogates that stand for undecodable bytes in a path become these bytes again."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a prompt contains an unpaired surrogate
@@ -80,9 +80,9 @@ def read_text(path: Path, remedy: str = "") -> str:
 
 
 def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
-    """Return the JSON object in `path` without its checksum. Raises DamagedError if object or checksum is invalid.
+    """Return the JSON object in `path`, without its checksum. Raises DamagedError for invalid JSON or a wrong checksum.
 
-    remedy: a sentence that tells how to repair the file; by default, it names the command that writes `path` again.
+    remedy: a sentence that says how to repair the file; default: which command writes it again.
     """
     remedy = remedy or remedy_for(path)
     try:
@@ -103,7 +103,7 @@ def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
 
 
 def sound_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file that can be rebuilt. Return None if it is missing, or damaged and therefore renamed."""
+    """Read a JSON file that can be rebuilt. If it is missing or damaged, return None; a damaged file is renamed."""
     if not path.exists():
         return None
     try:
@@ -124,13 +124,13 @@ def dump_json(value: Any) -> str:
 
 
 def json_sum(value: Mapping[str, Any]) -> str:
-    """Return the checksum of a JSON object. `value` must be as json.loads returns it."""
+    """Return the checksum of a JSON object that json.loads returned."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def dump_line(row: Mapping[str, Any]) -> str:
-    """Format a non-empty row as a JSON line with a checksum that `read_lines` verifies."""
+    """Return a non-empty row as a JSON line with a checksum that `read_lines` verifies."""
     text = json.dumps(dict(row))
     return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
 
@@ -138,8 +138,8 @@ def dump_line(row: Mapping[str, Any]) -> str:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSON lines file without their checksums; [] if the file does not exist.
 
-    Damaged lines are skipped with a warning, an incomplete last line (left by a killed process) without one. Raises
-    StoreError if the file cannot be read.
+    Skips damaged lines with a warning, and an incomplete last line (of a killed process) silently. Raises StoreError if
+    the file cannot be read.
     """
     try:
         *lines, _ = path.read_bytes().split(b"\n")
@@ -150,7 +150,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     rows = [_parse_line(line) for line in lines]
     damaged = [number for number, row in enumerate(rows, 1) if row is None]
     if damaged:
-        warn(f"{path}: damaged lines were skipped: {', '.join(map(str, damaged[:5]))}.")
+        warn(f"{path}: skipped damaged lines: {', '.join(map(str, damaged[:5]))}.")
     return [row for row in rows if row is not None]
 
 
@@ -168,7 +168,7 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def remedy_for(path: Path) -> str:
-    """Return a sentence that tells how to repair `path`, a damaged file in a run folder."""
+    """Return a sentence that says how to repair `path`, a damaged file in a run folder."""
     verb = next((COMMANDS[part] for part in reversed(path.parent.parts) if part in COMMANDS), None)
     again = f"run `prefkit {verb}` again" if verb else "run the command that wrote it again"
     return f"Restore it, or remove it and {again}."
@@ -184,7 +184,7 @@ def set_aside(path: Path) -> Path:
 
 
 def unusable_name(name: str) -> str | None:
-    """Return why `name` is not a valid folder name on every file system; None if it is valid."""
+    """Return why `name` cannot be a folder name on all file systems; None if it can."""
     shown = repr(name if len(name) <= 60 else name[:57] + "...")
     if not NAME.fullmatch(name):
         return f"{shown} cannot be a name: use letters, digits, dot, dash and underscore; start with a letter or digit"
@@ -196,7 +196,7 @@ def unusable_name(name: str) -> str | None:
 
 
 def checked(name: str) -> str:
-    """Return `name` if it is a valid folder name. Raises UsageError if it is not."""
+    """Return `name`. Raises UsageError if it cannot be a folder name on all file systems."""
     if reason := unusable_name(name):
         raise UsageError(f"{reason}.")
     return name

@@ -20,7 +20,7 @@ PAIR_FILE = re.compile(r"spec\.json|audit\.json|README\.md|((ties|lists)/)?[^/]+
 
 
 def swap(new: Path, folder: Path) -> None:
-    """Rename the folder `new` to `folder`, replacing an existing one. On failure, restores it and raises OSError."""
+    """Rename the folder `new` to `folder`, replacing it. On failure, restores the old `folder` and raises OSError."""
     old = temporary_beside(folder)
     with suppress(FileNotFoundError):
         os.replace(folder, old)
@@ -34,10 +34,9 @@ def swap(new: Path, folder: Path) -> None:
 
 
 class whole_folder:
-    """Context manager that yields a temporary folder and, if no error occurs, flushes it and renames it to `path`.
+    """Context manager that yields a temporary folder and, if no error occurs, renames it to `path`, replacing `path`.
 
-    An existing `path` is replaced. manifest: add prefkit-checksums.json, with a checksum for every file. Raises
-    StoreError if writing fails.
+    manifest: add prefkit-checksums.json, with a checksum for every file. Raises StoreError if writing fails.
     """
 
     def __init__(self, path: Path, manifest: bool = True) -> None:
@@ -80,7 +79,7 @@ class whole_folder:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Return the sorted relative paths of the files under `folder`, except LITTER. Links count as files."""
+    """Return the sorted relative paths of all files under `folder` except LITTER. Links count as files."""
     paths = []
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
@@ -89,23 +88,23 @@ def files_in(folder: Path) -> list[str]:
 
 
 def inventory(folder: Path) -> dict[str, list[int]]:
-    """Return {path: [size, modification time in ns]} for all files under `folder`. Renaming `folder` keeps both."""
+    """Return {relative path: [size, modification time in ns]} for all files under `folder`."""
     status = {name: os.lstat(folder / name) for name in files_in(folder)}
     return {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
 
 
 def first_foreign_file(folder: Path, written: Mapping[str, list[int]]) -> str | None:
-    """Return the first file that is new or has changed since the earlier inventory `written`; None if there is none."""
+    """Return the first file that is new or changed compared with the inventory `written`; None if there is none."""
     return next((name for name, status in inventory(folder).items() if written.get(name) != status), None)
 
 
 def refuse_foreign_files(folder: Path, is_ours: Callable[[str], object], remedy: str) -> None:
-    """Raise UsageError if `folder` contains a file that prefkit did not write: `is_ours(relative path)` is false."""
+    """Raise UsageError if `folder` contains a file for which `is_ours(relative path)` is false."""
     for name in files_in(folder) if folder.is_dir() else ():
         if not is_ours(name):
-            raise UsageError(f"{folder} would be replaced, but {name} in it was not written by prefkit. {remedy}")
+            raise UsageError(f"{folder} would be replaced, but prefkit did not write the file {name} in it. {remedy}")
 
 
 def check_pairs(folder: Path) -> None:
-    """Raise UsageError if `folder`, a run's pairs/NAME, holds a file that prefkit does not write there."""
+    """Raise UsageError if `folder`, a run's pairs/NAME, contains a file that prefkit did not write."""
     refuse_foreign_files(folder, PAIR_FILE.fullmatch, "Move that file elsewhere, or choose another name for the pairs.")

@@ -1,7 +1,4 @@
-"""Find the rows of tables that count: if an id was stored several times, only its last row counts.
-
-A retry appends a row, and the earlier failed row stays in the table. Code that reads a table by parts uses this module.
-"""
+"""Find the current rows of tables. If an id was stored several times (after a retry), only its last row is current."""
 
 from __future__ import annotations
 
@@ -20,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Located:
-    """Positions of the N rows that count.
+    """Positions of the N current rows.
 
-    paths: all readable, non-empty parts, table by table, oldest first. part [N]: index in `paths` of each row's part,
-    ascending. row [N]: index of each row in its part, ascending within a part.
+    paths: all readable, non-empty parts (files), table by table, oldest first. part [N]: index in `paths` of each row's
+    part, ascending. row [N]: index of each row in its part, ascending within a part.
     """
 
     paths: list[Path]
@@ -31,16 +28,16 @@ class Located:
     row: np.ndarray
 
     def of(self, number: int) -> np.ndarray:
-        """Return the indices of the rows that count in part `number`."""
+        """Return the indices of the current rows in part `number`."""
         start, end = np.searchsorted(self.part, [number, number + 1])
         return self.row[start:end]
 
 
 def locate(tables: Sequence[Table], ids: set[str] | None = None) -> Located:
-    """Find the rows that count, among `ids` if given. Reads two small columns of every part once.
+    """Find the current rows (only those with an id in `ids`, if given). Reads two small columns of every part once.
 
-    In each table, the last row of an id counts. If several tables have the id (two generators with equal settings), the
-    row of the last table in which it did not fail counts; if it failed in all of them, the row of the last table.
+    In each table, the last row of an id is current. If several tables contain the id (two generators with equal
+    settings), only one of these rows is: the last that did not fail or, if all failed, the last.
     """
     import pyarrow as pa
 
@@ -67,7 +64,7 @@ def locate(tables: Sequence[Table], ids: set[str] | None = None) -> Located:
 def _latest_positions(
     all_ids: pa.ChunkedArray, table: np.ndarray, failed: np.ndarray, ids: set[str] | None
 ) -> np.ndarray:
-    """Return the ascending positions in `all_ids` of the rows that count. table [N]: number of each row's table."""
+    """Return the ascending positions of the current rows in `all_ids`. table [N]: number of each row's table."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -85,20 +82,20 @@ def _latest_positions(
 
 
 def _last(keys: np.ndarray) -> np.ndarray:
-    """Return the ascending positions of the last occurrences of all keys."""
+    """Return the ascending positions of each key's last occurrence."""
     _, first = np.unique(keys[::-1], return_index=True)
     return np.sort(len(keys) - 1 - first)
 
 
 def latest(tables: Sequence[Table], columns: Sequence[str], ids: set[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the rows that count, part by part, oldest first. Parts without such rows are skipped."""
+    """Yield the current rows, part by part, oldest first. Parts without current rows are skipped."""
     return (part for _, _, part in located(tables, columns, ids))
 
 
 def located(
     tables: Sequence[Table], columns: Sequence[str], ids: set[str] | None = None
 ) -> Iterator[tuple[Path, np.ndarray, pa.Table]]:
-    """Yield the rows that `latest` yields, as (path of the part, indices of the rows in the part, rows)."""
+    """Yield the current rows as (path of the part, indices of the rows in the part, rows)."""
     positions = locate(tables, ids)
     for number, path in enumerate(positions.paths):
         rows = positions.of(number)

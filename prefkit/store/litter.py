@@ -1,7 +1,7 @@
-"""Names for temporary files and folders that identify the process, so that those of killed processes can be removed.
+"""Temporary files and folders, and the removal of those that killed processes left.
 
-A name is .NAME.HOST-PID-RANDOM.tmp. HOST identifies the machine, its boot and its process namespace, because a PID is
-only unique within these: processes in two containers may have equal PIDs.
+A temporary name is .NAME.HOST-PID-RANDOM.tmp. HOST identifies the machine, its boot and its process namespace
+(container), within which a PID is unique.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-#: seconds after which a temporary file that another machine wrote counts as abandoned
+#: seconds without changes after which another machine's temporary file counts as abandoned
 ABANDONED = 3600.0
 TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{12})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 #: names of temporary files written by versions before 0.1
 EARLIER = re.compile(r"\..+\.\d+\.(tmp|partial)|\.(step-\d+|final|best|probe)\.tmp|\..+\.(new|old|partial)", re.DOTALL)
-#: folders with these endings are not searched: an unpacked archive may hold a million files, none of them temporary
+#: folders with these endings are not searched, because an unpacked archive may hold a million files
 SKIPPED = (".unpacked", ".locks")
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a path with a unique temporary name, in the same folder as `path`."""
+    """Return a path with a unique temporary name in the folder that contains `path`."""
     return path.with_name(f".{path.name[:150]}.{unique()}.tmp")
 
 
 def unique() -> str:
-    """Return HOST-PID-RANDOM, which is different for every call in any process on any machine."""
+    """Return a new HOST-PID-RANDOM, unique across processes and machines."""
     return f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -47,7 +47,7 @@ def _host() -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of killed processes anywhere below `folder`; those of running processes stay."""
+    """Remove the temporary files of killed processes anywhere below `folder`."""
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.endswith(SKIPPED)]
         for name in [*folders, *files]:
@@ -58,7 +58,7 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_beside(path: Path) -> None:
-    """Remove the temporary files that killed processes left when writing `path`; other temporary files stay."""
+    """Remove the temporary files that killed processes left when writing `path`."""
     with suppress(OSError):
         for other in list(path.parent.iterdir()):
             if other.name.startswith(f".{path.name[:150]}.") and _abandoned(other):
@@ -86,7 +86,7 @@ def _alive(pid: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with its content. Does nothing if `path` is missing or cannot be removed."""
+    """Remove a file, or a folder with its content. If that fails, do nothing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,4 +1,4 @@
-"""Read Parquet files with images a few rows at a time; write shards that the Hub's viewer and older trainers accept.
+"""Read Parquet files with images a few rows at a time, and write them as shards that the Hub's viewer can show.
 
 The row groups of a shard have a bounded size (the viewer refuses more than 286 MiB). Image bytes are stored without
 compression, dictionaries and statistics. Equal rows give byte-identical shards.
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-#: limits of a shard: image bytes per row group, bytes per file, and rows per row group that Shards.put fills
+#: limits of a shard: image bytes per row group, bytes per file, and rows per row group
 ROW_GROUP_BYTES = 64 << 20
 SHARD_BYTES = 400 << 20
 ROW_GROUP_ROWS = 10_000
 READ_ROWS = 16
-#: bytes read at a time; a whole row group may have gigabytes in files that other programs wrote
+#: bytes read at a time; row groups that other programs wrote may have gigabytes
 READ_BYTES = 1 << 20
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None, at_once: int = READ_ROWS) -> Iterator[dict[str, Any]]:
-    """Verify the checksums of a file and yield its rows as dicts, with `at_once` rows in memory at a time.
+    """Verify a file's checksums and yield its rows as dicts, reading `at_once` rows at a time.
 
-    columns: the columns to read (None: all); names that the file lacks are ignored. Raises pyarrow's ArrowException, or
-    OSError, at the first block of `at_once` rows that cannot be read.
+    columns: the columns to read (None: all); columns that the file lacks are ignored. Raises pyarrow's ArrowException
+    or OSError if the file is damaged, possibly after some rows.
     """
     with open_sealed(path, columns, pre_buffer=False, buffer_size=READ_BYTES) as file:
         wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
@@ -38,10 +38,10 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, at_once: int = R
 
 
 class Shards:
-    """Writer of FOLDER/PREFIX00000.parquet, PREFIX00001.parquet, ...; `rows` counts the rows passed to it so far.
+    """Writes rows to FOLDER/PREFIX00000.parquet, PREFIX00001.parquet, ...; `rows` counts the rows so far.
 
-    The folder is created with the first file. repeated: columns to encode with a dictionary because their values repeat
-    (None: all columns without image bytes).
+    The folder is created with the first file. repeated: columns with repeated values, which are encoded with a
+    dictionary (None: all columns without image bytes).
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Shards:
             self._flush()
 
     def write(self, table: pa.Table) -> None:
-        """Write a table, which must have the schema of the shards, as one row group."""
+        """Write a table with the shards' schema as one row group."""
         self.rows += len(table)
         self._write(table)
 
@@ -118,7 +118,7 @@ class Shards:
 
 
 def weight(value: Any) -> int:
-    """Return the number of image bytes in a cell: bytes, or structs and lists that contain bytes."""
+    """Return the number of bytes that a cell's bytes values hold, including those in structs and lists."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return len(value)
     if isinstance(value, Mapping):
@@ -127,7 +127,7 @@ def weight(value: Any) -> int:
 
 
 def _leaves(schema: pa.Schema) -> dict[str, tuple[str, bool]]:
-    """Return {dotted name of a Parquet column: (its top-level column in the schema, True if it holds bytes)}."""
+    """Return {dotted name of a Parquet column: (name of the top-level column, True if it holds bytes)}."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Conditions on candidates, such as "align < 0.2", over their scores, generator, request_id, index and seed."""
+"""Queries: conditions such as "align < 0.2" on a candidate's scores, generator, request_id, index and seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LITERAL = re.compile(r"""'[^']*'|"[^"]*\"""")
 
 
 def column(alias: str) -> str:
-    """Return a score's column name in queries: its own name, or score_NAME if another column has that name."""
+    """Return a score's column name in queries: its own name, or score_NAME if the name is that of another column."""
     return f"score_{alias}" if alias in (*INDEX, "generator") else alias
 
 
@@ -30,15 +30,15 @@ def in_query(aliases: Sequence[str], query: str) -> list[str]:
 
 
 def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
-    """Return a mask of the rows that match. A missing score compares as NaN: only `!=` and negations are true.
+    """Return a boolean mask of the rows that match a query. A missing score is NaN, so only `!=` or a negation matches.
 
-    where: start of the messages, such as "--filter". Raises UsageError for an invalid query.
+    where: start of error messages, such as "--filter". Raises UsageError for an invalid query.
     """
     import pandas as pd
 
     columns = [name for name in table.columns if name != "error"]
     try:
-        # empty scopes: a query sees columns, not this program's variables
+        # empty scopes, so that a query cannot use this program's variables
         mask = table.eval(query, engine="python", local_dict={}, global_dict={})
     except pd.errors.UndefinedVariableError as error:
         unknown = str(error).split("'")[1::2]
@@ -48,8 +48,9 @@ def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
         ) from error
     except Exception as error:  # pandas raises whatever Python's parser and the operators raise
         raise UsageError(
-            f"{where}: {query[:200]!r} is not a valid condition on scores ({str(error)[:200] or 'it cannot be parsed'}). The columns "
-            f'are {", ".join(columns)}; write names with a dash or dot in `backticks`, e.g. "align < 0.2 and index == 0".'
+            f"{where}: {query[:200]!r} is not a valid condition on scores "
+            f'({str(error)[:200] or "it cannot be parsed"}). Write, for example, "align < 0.2 and index == 0", with '
+            f"`backticks` around names that contain a dash or dot. The columns are {', '.join(columns)}."
         ) from error
     if not isinstance(mask, pd.Series) or mask.dtype != bool:
         raise UsageError(
@@ -59,7 +60,7 @@ def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
 
 
 def check_query(query: str, aliases: Sequence[str], where: str) -> None:
-    """Raise UsageError for an invalid query, without data. aliases: names of the scores, which may not exist yet."""
+    """Raise UsageError for an invalid query, before scores exist. aliases: names of the scores."""
     import pandas as pd
 
     numbers = {name: pd.Series(dtype=float) for name in ["index", "seed", *map(column, aliases)]}

@@ -19,18 +19,18 @@ from prefkit.store.table import read_part
 from prefkit.types import Candidate
 
 PARTS_IN_MEMORY = 4
-OPEN_PARTS = 32  # that `by_request` keeps open; each generator, and each increase of `n`, adds parts per request
-STEP_BYTES = 4 * 2**20  # that a Cursor reads from a part at once
+OPEN_PARTS = 32  # number of parts (files) that `by_request` keeps open
+STEP_BYTES = 4 * 2**20  # bytes that a Cursor reads at a time
 
 
 def run_of(pairs: Path) -> Store | None:
-    """Return the run if `pairs` is its folder pairs/NAME, else None. The run holds images that the pairs lack."""
+    """Return the run that contains the folder `pairs`, None if `pairs` is not RUN/pairs/NAME."""
     run = pairs.resolve().parent.parent
     return Store(run) if pairs.resolve().parent.name == "pairs" and (run / "run.json").exists() else None
 
 
 class CandidateReader:
-    """Reads candidates by id: `reader["id"]` is a row as a dict (see types.candidate_schema). Caches a few parts."""
+    """Reads candidates by id: `reader["id"]` is a row as a dict (see types.candidate_schema)."""
 
     def __init__(self, store: Store, generators: Sequence[str] = ()) -> None:
         self.where: dict[str, tuple[Path, int]] = {}
@@ -44,19 +44,20 @@ class CandidateReader:
 
     def __getitem__(self, cid: str) -> dict[str, Any]:
         if cid not in self.where:
-            raise StoreError(f"candidate {cid} is not in the run; is a file missing? Run `prefkit generate` again.")
+            raise StoreError(f"candidate {cid} is not in the run. A file may be missing; run `prefkit generate` again.")
         path, row = self.where[cid]
         part = self._part(path)
         if part is None:
             raise StoreError(
-                f"{path} with candidate {cid} was damaged and renamed to {path.name}.damaged. Run `prefkit generate`."
+                f"{path}, which holds candidate {cid}, is damaged and was renamed to {path.name}.damaged. Run "
+                "`prefkit generate` again."
             )
         return part.slice(row, 1).to_pylist()[0]
 
     def image(self, cid: str) -> bytes | None:
-        """Return the encoded image; None for a candidate that is a payload without an image, such as a mesh.
+        """Return a candidate's encoded image; None for a candidate without an image, such as a mesh.
 
-        Raises StoreError for a failed candidate, or if the image's file is missing or has changed.
+        Raises StoreError if the candidate failed, or if its image file is missing or has changed.
         """
         row = self[cid]
         if row["image"] is not None:
@@ -80,9 +81,9 @@ class CandidateReader:
 def by_request(
     store: Store, generators: Sequence[str], ids: set[str], columns: Sequence[str]
 ) -> Iterator[list[Candidate]]:
-    """Yield the candidates `ids`, one list per request, in stored order. Memory holds the images of one request only.
+    """Yield the candidates `ids` as one list per request, with only one request's images in memory.
 
-    If any row of a request is in a damaged part, the request is skipped: some scores depend on all its candidates.
+    A request with a candidate in a damaged part is skipped, because some scores depend on all its candidates.
     """
     requests = {r.request_id: r for r in store.requests()}
     cursor = lru_cache(OPEN_PARTS)(lambda path: Cursor(path, columns))
@@ -104,11 +105,11 @@ def by_request(
         rows = [read_row(path, index) for path, index in positions]
         if all(row is not None for row in rows):
             yield [candidate_of(row, requests) for row in rows if row is not None]
-        del rows  # otherwise, memory would hold the images of two requests
+        del rows  # so that memory never holds the images of two requests
 
 
 def _positions(store: Store, generators: Sequence[str], ids: set[str]) -> dict[str, list[tuple[Path, int]]]:
-    """Return {request id: (part, row index) of each of its candidates}."""
+    """Return {request id: [(part, row index) of each candidate]}."""
     latest_rows = locate([store.candidates(name) for name in generators or store.names("candidates")], ids)
     positions: dict[str, list[tuple[Path, int]]] = {}
     for number, path in enumerate(latest_rows.paths):
@@ -121,7 +122,7 @@ def _positions(store: Store, generators: Sequence[str], ids: set[str]) -> dict[s
 
 
 class Cursor:
-    """Reads single rows of a part by index, a few MB at a time. Going forward is cheap; going back starts at row 0."""
+    """Reads single rows of a part by index. Ascending indices are fast; a lower index starts again at row 0."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         # without buffer_size, the first row reads the whole column

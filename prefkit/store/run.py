@@ -1,8 +1,7 @@
 """The run folder: its tables, requests, paths and locks. The README shows its layout.
 
-Each part of a table is written under a temporary name, flushed to disk and renamed. A reader therefore sees only
-complete parts, and a killed process loses at most the rows that it had not yet written. A damaged part is renamed to
-NAME.damaged with a warning, and its rows count as missing.
+A table consists of parts (Parquet files). A part is written under a temporary name, flushed to disk and renamed, so
+readers see only complete parts. A damaged part is renamed to NAME.damaged with a warning; its rows count as missing.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_VERSION = 1
-ROWS = 32  # that are converted to Python objects at once
+ROWS = 32  # rows that are converted to Python objects at once
 #: packages whose versions run.json records
 PACKAGES = (
     "prefkit",
@@ -71,22 +70,22 @@ class Store:
     """A run folder. `Store(folder)` writes nothing; `Store.create(folder)` also writes run.json."""
 
     def __init__(self, folder: str | Path) -> None:
-        # pyarrow reads the text before a colon as the name of a file system (s3:...), so such a path is made absolute
+        # pyarrow takes a prefix such as s3: for a file system, so a path with a colon is made absolute
         self.folder = Path(os.path.abspath(folder) if ":" in "".join(Path(folder).parts[:1]) else folder)
         if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder} is a file, but a run is a folder. Give a run folder, or a recipe with -r.")
+            raise UsageError(f"{self.folder} is a file, not a run folder. Give a run folder, or give a recipe with -r.")
         path = self.folder / "run.json"
         if not path.exists():
             return
         version = read_json(path).get("schema", 0)
         if not isinstance(version, int):
             raise StoreError(
-                f"{path}: schema {version!r} is not a number. Restore the file, or remove it; prefkit writes it again."
+                f"{path}: schema {version!r} is not a number. Restore the file, or remove it to have it written again."
             )
         if version > SCHEMA_VERSION:
             raise StoreError(
-                f"{self.folder} was written by a newer prefkit (schema {version}; this version reads up to {SCHEMA_VERSION}). "
-                "Update prefkit to read it."
+                f"{self.folder} was written by a newer prefkit (schema {version}; this version reads at most "
+                f"{SCHEMA_VERSION}). Update prefkit."
             )
 
     @classmethod
@@ -102,12 +101,12 @@ class Store:
         return store
 
     def undo(self, keep: Iterable[str]) -> None:
-        """Remove what a failed first command wrote here, unless a table has a part. keep: names that existed before."""
+        """Remove what a failed command wrote to a new run folder, unless the folder has table rows. keep: names to leave."""
         if any(self.folder.rglob("part-*")):
             return
         for name in set(CONTENTS).difference(keep):
             remove(self.folder / name)
-        with suppress(OSError):  # the folder contains the user's own files
+        with suppress(OSError):  # the folder contains other files
             self.folder.rmdir()
 
     def exists(self) -> bool:
@@ -121,11 +120,11 @@ class Store:
         return Table(self.folder / "scores" / checked(alias), score_schema())
 
     def comparisons(self, alias: str) -> Table:
-        """Return the table of pairwise verdicts. Ids are digests of the row content, so a repeat adds nothing."""
+        """Return the table of pairwise verdicts. Ids are hashes of the rows, so a repeated verdict adds nothing."""
         return Table(self.folder / "comparisons" / checked(alias), comparison_schema())
 
     def inputs(self) -> Table:
-        """Return the table of images that requests refer to by `inputs` id (the SHA-256 of the image bytes)."""
+        """Return the table of images in requests; an image's id is the SHA-256 of its bytes."""
         return Table(self.folder / "inputs", input_schema())
 
     def pairs(self, name: str) -> Path:
@@ -138,22 +137,22 @@ class Store:
         return self.folder / "eval" / checked(name)
 
     def names(self, kind: str) -> list[str]:
-        """Return the folder names under `kind`: candidates, scores, comparisons, pairs, train or eval."""
+        """Return the folder names under `kind` (candidates, scores, comparisons, pairs, train or eval)."""
         folders = [p for p in (self.folder / kind).glob("*") if p.is_dir()]
-        return sorted(p.name for p in folders if NAME.fullmatch(p.name))  # a killed process can leave hidden folders
+        return sorted(p.name for p in folders if NAME.fullmatch(p.name))  # skips temporary folders
 
     def rounds(self) -> dict[int, Store]:
-        """Return the run folders of the offline rounds by number, in order; {} if the run has none."""
+        """Return {number: run folder} of the offline rounds, in order; {} if there are none."""
         folders = (path for path in (self.folder / "rounds").glob("*") if path.name.isdigit())
         return {int(path.name): Store(path) for path in sorted(folders, key=lambda path: int(path.name))}
 
     def check_single(self) -> None:
-        """Raise UsageError if this is a run of offline rounds, whose tables are in the run folders of the rounds."""
+        """Raise UsageError if this run has offline rounds, which have their tables in run folders of their own."""
         folders = [str(part.folder) for part in self.rounds().values()]
         if folders:
             raise UsageError(
-                f"{self.folder} is a run of several rounds, and each round has a run folder of its own. Name one round: "
-                f"{folders[0]}{f' to {folders[-1]}' if len(folders) > 1 else ''}."
+                f"{self.folder} is a run of several rounds, each in a run folder of its own. Give the folder of one "
+                f"round: {folders[0]}{f' to {folders[-1]}' if len(folders) > 1 else ''}."
             )
 
     # -- requests -------------------------------------------------------------------------------------------------
@@ -190,10 +189,10 @@ class Store:
     def iter_candidates(
         self, generators: Sequence[str] = (), ids: set[str] | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[Candidate]:
-        """Yield candidates, including failed ones, with the prompt and extra keys of their request.
+        """Yield candidates, including failed ones, with the prompt and extra of their request added.
 
-        A candidate's own extra keys override those of the request. Each id is yielded once, from its latest row. ids:
-        yield only these; parts without any of them are skipped.
+        A candidate's extra keys override its request's. Each id is yielded once, from its latest row. ids: yield only
+        these candidates.
         """
         requests = {r.request_id: r for r in self.requests()}
         names = list(columns) if columns is not None else candidate_schema().names
@@ -204,15 +203,14 @@ class Store:
                     yield candidate_of(row, requests)
 
     def decisions(self) -> pd.DataFrame:
-        """Return the curator's last decision about each id: id, verdict (keep | reject | remove), reason, by."""
+        """Return the last decision about each candidate; columns: id, verdict (keep | reject | remove), reason, by."""
         return read_decisions(self.folder / "decisions.csv")
 
     @contextmanager
     def lock(self, name: str, seconds: float = 0) -> Iterator[None]:
         """Hold the lock of a stage or table, such as scores/NAME, and remove the temporary files of killed processes.
 
-        A process that ends or is killed frees its locks. Raises StoreError if another process still holds the lock
-        after `seconds`.
+        Raises StoreError if another process still holds the lock after `seconds`. A killed process frees its locks.
         """
         from filelock import FileLock, Timeout
 
@@ -232,7 +230,7 @@ class Store:
 
 
 def candidate_of(row: dict[str, Any], requests: Mapping[str, Request]) -> Candidate:
-    """Build a candidate from a stored row and the prompt and extra keys of its request, if `requests` has it."""
+    """Build a candidate from a stored row, with the prompt and extra of its request if `requests` contains it."""
     request = requests.get(row["request_id"])
     prompt, extra = (request.prompt, request.extra) if request else ("", {})
     return Candidate(prompt=prompt, **row | {"extra": {**extra, **json.loads(row.get("extra") or "{}")}})
@@ -242,5 +240,5 @@ def damaged_requests(path: Path, error: Exception) -> DamagedError:
     text = message(str(error), 160).rstrip(".")
     return DamagedError(
         path,
-        f"{path} is damaged: {text}. Remove it and run `prefkit generate` again, or `prefkit import` for an imported run.",
+        f"{path} is damaged: {text}. Remove it and run `prefkit generate` (or `prefkit import`, if imported) again.",
     )

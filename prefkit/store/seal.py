@@ -1,8 +1,8 @@
-"""Checksums inside a Parquet file, in a block between data and footer that other Parquet readers skip.
+"""Checksums inside a Parquet file, in a block between data and footer that Parquet readers skip.
 
-Page checksums, which prefkit writes too, cover neither page headers nor the footer: a changed bit there can drop rows or
-change values without an error. The block holds the SHA-256 of every column chunk (headers included) and of the footer, so
-only columns that are read have to be checked. A file without a block was written by another program and is not checked.
+Parquet's page checksums cover neither page headers nor the footer, where a changed bit can drop rows or change values.
+The block holds the SHA-256 of the footer and of every column chunk with its headers, so that only columns that are read
+need checking. A file without a block was written by another program and is not checked.
 
     data | JSON | its length, 8 bytes | MAGIC | footer | length of the footer, 4 bytes | "PAR1"
 """
@@ -25,7 +25,7 @@ READ_BYTES = 1 << 20
 
 
 def seal(path: Path) -> None:
-    """Add the block of checksums to a complete Parquet file without one. Raises OSError or pyarrow's ArrowException."""
+    """Add the block of checksums to a Parquet file that has none. Raises OSError or pyarrow's ArrowException."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as parquet:
@@ -61,7 +61,7 @@ def open_sealed(path: Path, columns: Collection[str] | None = None, **options: A
 def check(
     path: Path, metadata: pq.FileMetaData, columns: Collection[str] | None = None, group: int | None = None
 ) -> None:
-    """Raise OSError if a column does not match its checksum. columns, group: check only these columns or row group."""
+    """Raise OSError if a column does not match its checksum. columns, group: which to check (None: all)."""
     with open(path, "rb") as file:
         sums, _ = _block(file)
         if sums is None:
@@ -73,7 +73,7 @@ def check(
 
 
 def _chunks(metadata: pq.FileMetaData) -> Iterator[tuple[int, str, int, int]]:
-    """Yield (row group, column, first byte, number of bytes) for every column chunk, including page headers."""
+    """Yield (row group, column, first byte, number of bytes) of every column chunk with its page headers."""
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group)
         for i in range(rows.num_columns):
@@ -83,7 +83,7 @@ def _chunks(metadata: pq.FileMetaData) -> Iterator[tuple[int, str, int, int]]:
 
 
 def _footer(file: IO[bytes]) -> tuple[int, bytes]:
-    """Return (offset of the footer, bytes from there to the end of the file). Raises OSError if there is no footer."""
+    """Return (offset of the footer, bytes from there to the file's end). Raises OSError if there is no footer."""
     size = os.fstat(file.fileno()).st_size
     file.seek(max(0, size - END))
     end = file.read(END)
@@ -95,7 +95,7 @@ def _footer(file: IO[bytes]) -> tuple[int, bytes]:
 
 
 def _block(file: IO[bytes]) -> tuple[dict[str, Any] | None, bytes]:
-    """Return (content of the block of checksums, or None if there is none; footer). Raises OSError if it is damaged."""
+    """Return (the block of checksums, None if there is none; the footer's bytes). Raises OSError if it is damaged."""
     start, footer = _footer(file)
     before = len(MAGIC) + 8
     file.seek(max(0, start - before))

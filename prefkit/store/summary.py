@@ -1,7 +1,4 @@
-"""Summaries of a run: row counts per table, candidate ids and scores as data frames, and the pairs that a report shows.
-
-Only `Pairs.row` reads images.
-"""
+"""Summaries of a run: row counts, candidates and scores as data frames, and pairs for a report."""
 
 from __future__ import annotations
 
@@ -28,11 +25,11 @@ INDEX = ["id", "request_id", "index", "seed", "error"]
 
 
 def status(store: Store) -> dict[str, Any]:
-    """Return the row counts of all tables, ready for JSON. A stage that has not run yet has an empty entry.
+    """Return the state of each stage as a JSON-ready dict; a stage that has not run yet has an empty entry.
 
-    requests {split: n}; candidates {generator: {done, failed}}; scores {alias: {done, failed}};
+    requests {split: n}; candidates {generator: {done, failed}}; scores {name: {done, failed}};
     pairs {name: {split: n}}; train {name: {step, final}}; eval {name: {done, sets}};
-    decisions {verdict: n}. Of offline rounds, the entries of all rounds, with names such as "round 2/own".
+    decisions {verdict: n}. If the run has offline rounds, names start with the round: "round 2/own".
     """
     if rounds := store.rounds():
         return _status_of_rounds(store, {number: status(part) for number, part in rounds.items()})
@@ -56,14 +53,14 @@ def _status_of_rounds(store: Store, rounds: dict[int, dict[str, Any]]) -> dict[s
 
 
 def _rows(table: Table, column: str, missing: bool) -> dict[str, int]:
-    """Count finished and failed rows. A row failed if `column` is null (missing=True) or set (missing=False)."""
+    """Count finished and failed rows. A failed row has no value in `column` (missing=True), or has one (False)."""
     frame = table.frame(["id", column])
     failed = int((frame[column].isna() == missing).sum())
     return {"done": len(frame) - failed, "failed": failed}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl, without damaged lines and an incomplete last line."""
+    """Return the readable rows of metrics.jsonl."""
     return read_lines(folder / "metrics.jsonl")
 
 
@@ -87,10 +84,7 @@ def candidate_index(store: Store) -> pd.DataFrame:
 
 
 def without_images(store: Store) -> set[str]:
-    """Return the generators whose candidates are payloads without images, such as meshes that were not rendered.
-
-    All candidates of a generator are alike in this, so only its first finished one is read.
-    """
+    """Return the generators whose first finished candidate has no image, such as a mesh that was not rendered."""
     names = set()
     for name in store.names("candidates"):
         columns = ["id", "request_id", "index", "seed", "image", "path", "payload", "error"]
@@ -102,7 +96,7 @@ def without_images(store: Store) -> set[str]:
 
 
 def score_table(store: Store) -> pd.DataFrame:
-    """Return the stored scores, one column per score name, indexed by candidate id; NaN = failed or not scored."""
+    """Return the stored scores: one column per score name, one row per candidate id, NaN if failed or not scored."""
     import pandas as pd
 
     columns = {
@@ -116,13 +110,13 @@ def higher_is_better(store: Store, alias: str) -> bool:
 
 
 def rank_correlation(store: Store, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the pairwise Spearman correlations of the scores; scores where lower is better are negated first."""
+    """Return the pairwise Spearman correlations of the scores, after negating scores where lower is better."""
     signs = {alias: 1.0 if higher_is_better(store, alias) else -1.0 for alias in scores.columns}
     return (scores * signs).replace([np.inf, -np.inf], np.nan).corr(method="spearman")
 
 
 def pair_counts(folder: Path) -> dict[str, int]:
-    """Return {split: number of rows}, read from the Parquet footers. Raises DamagedError."""
+    """Return {split: number of pairs}, read from the Parquet footers. Raises DamagedError."""
     counts: Counter[str] = Counter()
     for path in _pair_files(folder):
         with _open(path, []) as file:
@@ -131,7 +125,7 @@ def pair_counts(folder: Path) -> dict[str, int]:
 
 
 class Pairs:
-    """The pairs in a folder. All score gaps are in memory; rows are read on request. Raises DamagedError."""
+    """The pairs in a folder. Only the score gaps are kept in memory; `row` reads a pair. Raises DamagedError."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = _pair_files(folder)
@@ -147,14 +141,14 @@ class Pairs:
         self.gaps = np.concatenate(gaps) if gaps else np.empty(0)
 
     def extremes(self, count: int) -> tuple[list[int], list[int]]:
-        """Return the indices of the `count` pairs with the widest and the narrowest gaps, without overlap."""
+        """Return (indices of the `count` pairs with the largest gaps, those with the smallest), without overlap."""
         order = np.argsort(-self.gaps, kind="stable")
         order = order[np.isfinite(self.gaps[order])]
         count = min(count, (len(order) + 1) // 2)
         return order[:count].tolist(), order[count:][::-1][:count].tolist()
 
     def row(self, number: int) -> dict[str, Any]:
-        """Return pair `number` with all columns. Reads only the row group of this pair."""
+        """Return pair `number` with all columns, including images."""
         index, row = self.where[number]
         file, path = self.files[index], self.paths[index]
         for group in range(file.num_row_groups):

@@ -1,4 +1,4 @@
-"""The tables of a run: folders of Parquet parts, the fingerprint of their settings, and conversion to stored rows."""
+"""The tables of a run: folders of Parquet files ("parts"), with a fingerprint of the settings that made their rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Table:
-    """A folder of Parquet parts with one schema, and a spec.json with the settings that its rows depend on."""
+    """A folder of Parquet parts with one schema, and spec.json with the settings that made its rows."""
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self.folder, self.schema = folder, schema
@@ -53,7 +53,7 @@ class Table:
         write_whole(self.folder / f"part-{time.time_ns()}-{unique()}.parquet", save)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the parts, oldest first, including rows that later rows replaced (store/latest.py omits these)."""
+        """Yield the parts, oldest first. They include rows that later rows replace, unlike those of store/latest.py."""
         yield from (part for path in self.parts() if (part := read_part(path, columns)) is not None)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -76,10 +76,10 @@ class Table:
         return read_json(path) if path.exists() else None
 
     def claim(self, fingerprint: Mapping[str, Any], remedy: str, *, empty: bool, write: bool = True) -> None:
-        """Store `fingerprint`, the settings of the rows. Raises FingerprintError if existing rows have different ones.
+        """Store the settings `fingerprint` for this table. Raises FingerprintError if its rows have other settings.
 
-        empty: True if no row has succeeded yet; `fingerprint` then replaces different settings, and the failed rows are
-        deleted. write: False only checks, for a dry run. remedy: the end of the error message.
+        empty: True if no row has succeeded yet; other settings and the failed rows are then replaced. write: False only
+        checks, for a dry run. remedy: the end of the error message.
         """
         path = self.folder / "spec.json"
         try:
@@ -108,8 +108,8 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | No
         folders = (path.parent.parent.name, path.parent.name)
         verb = next((COMMANDS[name] for name in folders if name in COMMANDS), "run")
         warn(
-            f"{path} is damaged ({' '.join(str(error).split())[:120]}) and was renamed to {set_aside(path).name}; its rows "
-            f"count as missing. Run `prefkit {verb}` again to restore them."
+            f"{path} is damaged ({' '.join(str(error).split())[:120]}) and was renamed to {set_aside(path).name}; its "
+            f"rows count as missing. Run `prefkit {verb}` again to restore them."
         )
         return None
 
@@ -117,11 +117,9 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | No
 def check_fingerprint(
     path: Path, fingerprint: Mapping[str, Any], remedy: str, *, fresh: bool = False, write: bool = True
 ) -> None:
-    """Compare `fingerprint` with the settings stored in `path`; store it if there are none.
+    """Raise FingerprintError if `path` stores other settings than `fingerprint`; if it does not exist, write it.
 
-    Raises FingerprintError with the keys that differ.
-    fresh: True replaces the stored settings, because nothing has been made with them (the first attempt failed).
-    write: False leaves the disk as it is, for a dry run.
+    fresh: True replaces the stored settings. write: False writes nothing, for a dry run.
     """
     wanted = json.loads(json.dumps(fingerprint, default=str))
     if fresh or not path.exists():
@@ -138,7 +136,7 @@ def check_fingerprint(
 
 
 def _differences(key: str, stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
-    """Return (key, stored value, requested value) of each difference. A key within a mapping is `outer.inner`."""
+    """Return (key, stored value, requested value) of each difference. Keys of nested mappings are joined with dots."""
     if not (isinstance(stored, Mapping) and isinstance(wanted, Mapping)):
         return [(key, stored, wanted)]
     keys = sorted(stored.keys() | wanted.keys())
@@ -147,7 +145,7 @@ def _differences(key: str, stored: Any, wanted: Any) -> list[tuple[str, Any, Any
 
 
 def _without_claims(value: Any) -> Any:
-    """Return settings without the `verified` of scorer specs (mappings with `evaluation_only`), which does not define scores."""
+    """Return settings without the key `verified` of scorer specs, which does not affect scores."""
     if not isinstance(value, Mapping):
         return value
     claims = {"verified"} if "evaluation_only" in value else set()
@@ -160,7 +158,7 @@ def _brief(value: Any) -> str:
 
 
 def note_pace(folder: Path, items: int, seconds: float) -> None:
-    """Store the mean seconds per item in a table's folder; --dry-run estimates the time of the next run from it."""
+    """Store the mean seconds per item in a table's folder, from which --dry-run estimates the time of a run."""
     if items:
         write_json(folder / "pace.json", {"seconds_per_item": seconds / items})
 
@@ -175,13 +173,13 @@ def request_row(request: Request) -> dict[str, Any]:
 
 
 def comparison_row(comparison: Comparison) -> dict[str, Any]:
-    """Return the row to store. Its id is a digest of every value but the time, so a second import adds nothing."""
+    """Return the row to store. Its id is a hash of all values except the time, so a second import adds nothing."""
     row = {name: getattr(comparison, name) for name in comparison_schema().names if name != "id"}
     return {"id": digest({k: v for k, v in row.items() if k != "time"}), **row}
 
 
 def candidate_row(candidate: Candidate) -> dict[str, Any]:
-    """Return the row to store. It leaves out the prompt, which is stored with the request."""
+    """Return the row to store, without the prompt, which is stored with the request."""
     return {name: getattr(candidate, name) for name in candidate_schema().names} | {
         "extra": dump_extra(candidate.extra)
     }

@@ -1,8 +1,4 @@
-"""Safetensors files with a checksum in their metadata.
-
-The checksum covers the names, types, shapes and values of all tensors, and all other metadata. A file without a
-checksum was written by an earlier version or by another program, and is not checked.
-"""
+"""Safetensors files with a checksum of all tensors and other metadata. Files without a checksum are not checked."""
 
 from __future__ import annotations
 
@@ -60,7 +56,7 @@ def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def tensors_sum(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-    """Return the checksum of CPU tensors and their metadata; the order of the tensors does not matter."""
+    """Return the checksum of CPU tensors and their metadata, independent of the order of the tensors."""
     import torch
 
     total = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""Reads delimited text (.csv, .tsv), quoted as in RFC 4180. Every row must have as many fields as the first.
+"""Reads delimited text (.csv, .tsv), quoted as in RFC 4180. All rows must have the same number of fields.
 
 All values stay text, even 007, 1e5, NA and True; an empty field becomes None.
 """
@@ -20,7 +20,7 @@ from prefkit.paths import nfc
 from prefkit.tables.files import text_lines
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-#: the first line with which some spreadsheets declare the separator, such as sep=;
+#: a first line such as sep=; with which some spreadsheet programs declare the separator
 DECLARATION = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
 MAX_FIELD = 16 << 20  # characters
 SAMPLE_LINES = 100  # the separator is detected from these first lines
@@ -28,7 +28,7 @@ SAMPLE_LINES = 100  # the separator is detected from these first lines
 
 @dataclass(frozen=True)
 class Header:
-    """The column names ('' for an unnamed column), the separator, and the number of lines before the names (sep=;)."""
+    """Column names ('' for an unnamed column), separator, and number of lines before the names (1 for a line sep=;)."""
 
     names: list[str]
     separator: str
@@ -43,7 +43,7 @@ class Header:
 def header(path: Path, shown: str) -> Header:
     """Read the column names, and detect the separator from the first lines.
 
-    Raises UsageError for an empty file, a first line without names, or a name that occurs twice.
+    Raises UsageError for an empty file, a first line without names, or a column name that occurs twice.
     """
     head = list(islice(text_lines(path, shown), SAMPLE_LINES))
     declared = DECLARATION.fullmatch(head[0]) if head else None
@@ -66,10 +66,10 @@ def header(path: Path, shown: str) -> Header:
 def read_delimited(
     path: Path, shown: str, may_end_early: bool = False, keep_bad: bool = False
 ) -> Iterator[tuple[int, int, dict[str, str | None] | str]]:
-    """Yield (row number from 1, line where it starts, values). Blank lines are skipped, except with a single column.
+    """Yield (row number from 1, number of its first line, values). Blank lines are skipped, except in a single column.
 
-    may_end_early: a row may lack fields at its end. keep_bad: for a row with the wrong number of fields, yield the
-    error message instead of the values. Raises UsageError naming the row and line.
+    may_end_early: a row may lack fields at its end. keep_bad: for a row whose fields do not match the columns, yield
+    the error message instead of the values. Raises UsageError naming the row and line.
     """
     head = header(path, shown)
     csv.field_size_limit(MAX_FIELD)
@@ -101,7 +101,7 @@ def read_delimited(
 
 
 class _Shape:
-    """Checks that each row has a field per column, plus as many empty fields at its end as the first row has."""
+    """Checks that all rows have the same number of fields: one per column, and the empty ones that end the first row."""
 
     def __init__(self, head: Header, shown: str, may_end_early: bool) -> None:
         self.head, self.may_end_early = head, may_end_early
@@ -164,7 +164,7 @@ def _consistency(head: list[str], separator: str) -> tuple[float, int]:
 
 
 def _records(head: list[str], separator: str) -> list[list[str]]:
-    """Parse the lines into records up to the first unreadable or incomplete one, skipping blank lines."""
+    """Parse the lines into records, skipping blank lines, until a record is unreadable or incomplete."""
     records: list[list[str]] = []
     with suppress(csv.Error):
         for record in csv.reader(head, delimiter=separator, strict=True):
@@ -182,5 +182,5 @@ def _reason(error: csv.Error) -> str:
     if "field limit" in text:
         return f"a field is longer than {MAX_FIELD:,} characters. Is a closing quote missing?"
     if "unexpected end" in text:
-        return "an opening quote has no closing quote. Add it, or double a quote inside a text."
-    return f"{text}. Put quotes around the whole text and double a quote inside it."
+        return "an opening quote has no closing quote. Add it, or write a quote inside a text as two quotes."
+    return f"{text}. Put quotes around the whole text, and write a quote inside it as two quotes."

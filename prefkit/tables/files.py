@@ -1,4 +1,4 @@
-"""Opens files that a user names: regular files only; text is decoded by its byte order mark or else as UTF-8."""
+"""Opens users' files, which must be regular files. Text is read as UTF-8 unless it has another byte order mark."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from prefkit.paths import find_file
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark is a prefix of this one
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before utf-16-le, whose mark is a prefix of this mark
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-#: first bytes of formats that often have the suffix of a text file by mistake -> the format, and the fix
+#: first bytes of a binary file that was given a text file's suffix -> message with its format and the fix
 OTHER_KINDS = {
     b"PAR1": "is a Parquet file. Rename it to end in .parquet",
     b"PK\x03\x04": "is a spreadsheet (.xlsx) or a zip archive. Save the sheet as CSV, or unpack the archive",
@@ -54,7 +54,7 @@ def user_path(text: str, name: str) -> Path:
 
 
 def regular(path: Path, shown: str) -> Path:
-    """Return `path` if it is a regular file or a link to one. Raises UsageError if not: opening a pipe could block."""
+    """Return `path` if it is a regular file or a link to one, else raise UsageError: opening a pipe could block."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except FileNotFoundError as error:
@@ -109,7 +109,7 @@ def text_lines(path: Path, shown: str) -> Iterator[str]:
 def _undecodable(path: Path, shown: str, encoding: str) -> str:
     """Return a message that names the first line and byte that cannot be decoded."""
     if encoding != "utf-8":
-        return f"{shown} starts as {encoding.upper()} text, but cannot be decoded to its end. Save it as UTF-8."
+        return f"{shown} is marked as {encoding.upper()} text, but cannot be decoded to its end. Save it as UTF-8."
     line, offset = 1, 0
     with open(path, "rb") as file:
         for raw in file:  # in UTF-8, the byte \n is always a line end, so each line can be decoded separately

@@ -48,10 +48,9 @@ def json_lines(path: Path, shown: str, keep_bad: bool = False) -> Iterator[tuple
 
 
 def json_items(path: Path, shown: str = "", lines: bool = False) -> Iterator[Any]:
-    """Yield the items of a JSON list one by one, because such files reach gigabytes.
+    """Yield the items of a JSON list without reading the whole file, which may have gigabytes.
 
-    lines: also read objects that follow each other outside a list. Raises UsageError naming the row that is not valid
-    JSON.
+    lines: also accept a file of consecutive objects without a list. Raises UsageError naming a row of invalid JSON.
     """
     shown = shown or str(path)
     number = 0
@@ -65,13 +64,13 @@ def json_items(path: Path, shown: str = "", lines: bool = False) -> Iterator[Any
 
 
 def _members(read: Any, lines: bool) -> Iterator[Any]:
-    """Yield the items. Raises ValueError for invalid JSON, and RecursionError if it is nested too deeply."""
+    """Yield the items. Raises ValueError for invalid JSON and RecursionError for JSON that is nested too deeply."""
     buffer, position, ended = read(CHUNK).lstrip(), 0, False
     listed = buffer.startswith("[")
     if not listed and not (lines and buffer.startswith("{")):
         if lines and not buffer:
             return
-        raise ValueError("the file is neither a list nor objects" if lines else "the file does not start with a list")
+        raise ValueError("the file has neither a list nor objects" if lines else "the file does not start with a list")
     position = 1 if listed else 0
     while True:
         while position < len(buffer) and buffer[position] in " \t\r\n,":
@@ -99,11 +98,11 @@ def _members(read: Any, lines: bool) -> Iterator[Any]:
 
 
 def _check_end(rest: str, read: Any) -> None:
-    """Raise ValueError if anything but whitespace follows the list, because rows in it would be lost silently."""
+    """Raise ValueError if anything but whitespace follows the list: rows after the list would be lost silently."""
     while rest and not rest.strip():
         rest = read(CHUNK)
     if rest.strip():
-        raise ValueError("more follows the end of the list; put all rows into one list")
+        raise ValueError("more text follows the end of the list; put all rows into one list")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def _constant(text: str) -> float:
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    if "set_int_max_str_digits" in str(error):  # Python's limit, whose advice does not help users
+    if "set_int_max_str_digits" in str(error):  # Python's message gives advice that users cannot follow
         return "a whole number is too large"
     return " ".join(str(error).split())[:200]
 

@@ -94,7 +94,7 @@ def _values(where: str, value: Any) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{where}: {error}.") from error
     if len(row) != len(value):
-        raise UsageError(f"{where}: two names differ only in how their accents are encoded. Rename one.")
+        raise UsageError(f"{where}: two column names differ only in how accents are encoded. Rename one.")
     return row
 
 
@@ -129,7 +129,7 @@ def _columns(schema: pa.Schema, shown: str, wanted: set[str] | None) -> list[str
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    """True if values contain bytes, which are usually images."""
+    """True if values of this type contain bytes, which are usually images."""
     from pyarrow.types import is_binary, is_fixed_size_binary, is_large_binary
 
     if is_binary(kind) or is_large_binary(kind) or is_fixed_size_binary(kind):

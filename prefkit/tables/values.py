@@ -23,7 +23,7 @@ def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any, depth: int = 1) -> Any:
-    """Convert a value; an object of an unknown type (such as an image) stays as it is.
+    """Convert a value; an object of an unknown type, such as an image, is returned unchanged.
 
     Raises ValueError for nesting deeper than MAX_DEPTH and for whole numbers that exceed 64 bits.
     """
@@ -49,7 +49,7 @@ def plain(value: Any, depth: int = 1) -> Any:
 
 
 def _other(value: Any, depth: int) -> Any:
-    if type(value).__name__ in ("NaTType", "NAType"):  # of pandas, which is not imported only to check this
+    if type(value).__name__ in ("NaTType", "NAType"):  # types of pandas, checked by name to avoid the import
         return None
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
@@ -69,7 +69,7 @@ def _other(value: Any, depth: int) -> Any:
 
 
 def id_text(value: Any) -> str:
-    """Convert an id to NFC text. 7 and 7.0 both become '7', as an integer column with missing values holds floats."""
+    """Convert an id to NFC text. 7 and 7.0 both become '7': an integer column with missing values may hold floats."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return nfc(str(value))

@@ -1,4 +1,4 @@
-"""The embedded default: a synthetic wardrobe of 64x64 images that code recognizes, and small models trained on it."""
+"""The embedded example: a synthetic wardrobe (64x64 images that code can recognize) and small models trained on it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ LAB = np.array(
 )
 SRGB = np.arange(256) / 255
 LINEAR = np.where(SRGB <= 0.04045, SRGB / 12.92, ((SRGB + 0.055) / 1.055) ** 2.4)
-# item -> maximum (a, b) distance of its main cloth from its most frequent colour; larger for two-toned cloth
+# item -> (a, b) distance from its most frequent colour where a pixel counts half as main cloth; larger for two tones
 REACH = {"sandal": 0.30, "shorts": 0.18, "cap": 0.16, "clutch": 0.16, "hiking boot": 0.14, "t-shirt": 0.14}
 REACH |= {"handbag": 0.14, "running shoe": 0.12, "tank top": 0.11, "backpack": 0.11, "dress": 0.10, "jeans": 0.10}
 REACH |= {"umbrella": 0.10, "watch": 0.10, "coat": 0.10, "briefcase": 0.05}
@@ -43,7 +43,7 @@ def to_oklab(rgb: np.ndarray) -> np.ndarray:
 
 
 def from_oklab(lab: np.ndarray) -> np.ndarray:
-    """Convert OKLab float [..., 3] to sRGB uint8 [..., 3], clipped to the gamut channel by channel."""
+    """Convert OKLab float [..., 3] to sRGB uint8 [..., 3]; each channel is clipped to the gamut."""
     linear = ((lab @ np.linalg.inv(LAB).T) ** 3 @ np.linalg.inv(LMS).T).clip(0, 1)
     srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
     return (srgb * 255).round().clip(0, 255).astype(np.uint8)
@@ -65,11 +65,7 @@ def sprite(item: str) -> np.ndarray:
 
 @cache
 def cloth(item: str) -> np.ndarray:
-    """Return a mask of the main cloth, without buttons, sole or bow: float64 [112, 112] in 0..1.
-
-    The main cloth is where (a, b) is near the item's most frequent value, the peak of a 24 x 24 histogram weighted by
-    alpha.
-    """
+    """Return a mask of the main cloth, whose colours are near the most frequent one: float64 [112, 112] in 0..1."""
     picture = sprite(item)
     lab, alpha = to_oklab(picture[..., :3]), picture[..., 3] / 255.0
     counts, a, b = np.histogram2d(

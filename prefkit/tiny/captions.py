@@ -1,12 +1,11 @@
-"""Prompts of the synthetic wardrobe: writing, parsing, content held out from training, and training captions.
+"""Prompts of the synthetic wardrobe: writing and parsing, training captions, and content held out from training.
 
     a red dress on a plain mint background            everything specified
     a dress on a plain mint background                any colour
     a red dress                                       any background
     a handbag to go with a red dress [on a ...]       an outfit: the image shows the handbag, in any colour
 
-Plural items have no article (`jeans to go with an orange coat`). A tokenizer that splits `t-shirt` into three
-tokens needs at most 17 for a prompt.
+Plural items have no article (`jeans to go with an orange coat`). A prompt has at most 17 tokens (`t-shirt` has three).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ PLAIN = 0.75  # fraction of training scenes
 
 @dataclass(frozen=True)
 class Asked:
-    """The content of a prompt; None for what it leaves open. beside: (item, colour) that the item is to go with."""
+    """The content of a prompt; None: left open by the prompt. beside: (item, colour) of an outfit's second item."""
 
     item: str
     colour: str | None = None
@@ -46,7 +45,7 @@ def caption(
 ) -> str:
     """Write the prompt of a scene, with or without its colour and its background (including the pattern).
 
-    beside: (item, colour) that the scene's item is to go with; the prompt then omits the colour of the scene's item.
+    beside: (item, colour) of an outfit's second item; the prompt then omits the colour of the scene's item.
     """
     named = scene.colour if colour and beside is None else None
     shown, pattern = (scene.background, scene.pattern) if background else (None, None)
@@ -115,12 +114,12 @@ def held_out_outfit(item: str, other: str, other_colour: str) -> bool:
 
 
 def outfits(item: str) -> list[tuple[str, str]]:
-    """Return every (item, colour) that can complete an outfit with `item`: all items for a different part of it."""
+    """Return every (item, colour) that can be the second item of an outfit: those of another part."""
     return [(other, colour) for other, part in ITEMS.items() if part != ITEMS[item] for colour in COLOURS]
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
-    """Draw a training scene: any (item, colour) that is not held out, any background, in 75 % of scenes plain."""
+    """Draw a training scene: an (item, colour) that is not held out, any background, in 75 % of scenes no pattern."""
     pairs = _training_pairs()
     item, colour = pairs[rng.integers(len(pairs))]
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]

@@ -1,13 +1,13 @@
 """The vocabulary of the synthetic wardrobe: items, colours, backgrounds, patterns, and scenes composed from these.
 
-Imports only the standard library, so that prompts can be written and parsed without loading an image.
+This module imports only the standard library, so that prompts can be written and parsed without loading an image.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: item -> the part of an outfit that it is
+#: item -> part of an outfit
 ITEMS: dict[str, str] = {
     "t-shirt": "top",
     "coat": "top",
@@ -36,7 +36,7 @@ ITEMS: dict[str, str] = {
 }
 PLURAL = frozenset({"jeans", "shorts", "socks", "sunglasses"})  # without an article in prompts
 
-#: garment colour -> sRGB of the recoloured main cloth
+#: item colour -> sRGB of the recoloured main cloth
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (218, 30, 40),
     "orange": (246, 128, 20),
@@ -49,7 +49,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (36, 36, 40),
     "white": (244, 244, 244),
 }
-#: background -> sRGB, each lighter than a black garment and darker than a white one
+#: background -> sRGB, each lighter than a black item and darker than a white item
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "cream": (247, 238, 196),
     "grey": (166, 168, 170),
@@ -65,7 +65,7 @@ PATTERNS = ("plain", "striped", "dotted", "checked")
 
 @dataclass(frozen=True)
 class Scene:
-    """The complete content of an image of the wardrobe: one garment in one colour on one background."""
+    """The complete content of a wardrobe image: one item in one colour on one background."""
 
     item: str
     colour: str

@@ -1,12 +1,12 @@
-"""Requests for the synthetic wardrobe, split by content: `test` shares no item/colour pair or outfit with `train`.
+"""Requests for the synthetic wardrobe. Their content decides whether they are in the split `train` or `test`.
 
-full     a red dress on a plain mint background                  test: (item, colour) pairs that were never rendered
-open     a dress on a plain mint background                      test: a quarter of all (item, background) cells
-outfit   a handbag to go with a red dress on a plain mint ...    test: outfits that no training caption has
+full     a red dress on a plain mint background                  test: held-out (item, colour) pairs
+open     a dress on a plain mint background                      test: a quarter of the (item, background) pairs
+outfit   a handbag to go with a red dress on a plain mint ...    test: held-out outfits
 
-The embedded models never saw the test requests of `full` and `outfit` in training. They did see the cells of `open`,
-whose split only separates preference tuning from its evaluation. The second item of an outfit (the red dress) is
-never black, white or brown, because these colours go with everything.
+The embedded models were not trained on the held-out pairs and outfits. They were trained on all pairs of `open`: its
+split only separates preference tuning from its evaluation. The second item of an outfit (the red dress) is never black,
+white or brown, because these colours go with everything.
 """
 
 from __future__ import annotations

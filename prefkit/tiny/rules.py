@@ -2,8 +2,7 @@
 
 Black, white and brown go with everything. Two other colours go together if their hues, as angles in OKLab's (a, b)
 plane, are analogous (at most 45 degrees apart, which includes the colour itself) or complementary (at least 150
-degrees apart). Red, for example, goes with red, orange and pink. On average, a colour that is not neutral goes with
-63 % of the ten colours, and a neutral colour goes with all.
+degrees apart). Red, for example, goes with red, orange and pink. The other seven colours go with 63 % on average.
 """
 
 from __future__ import annotations

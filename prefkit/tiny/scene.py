@@ -19,7 +19,7 @@ SHADE = 0.075  # difference in OKLab lightness between the two tones of a patter
 
 
 def render(scene: Scene, seed: int) -> Image.Image:
-    """Render the scene in RGB, 64 x 64, in a random pose: long side 46 +- 3.5 px, +- 3 degrees, +- 2 px off centre."""
+    """Render the scene in RGB, 64 x 64, in a random pose: long side 46 +- 3.5 px, angle +- 3 degrees, shift +- 2 px."""
     rng = np.random.default_rng(seed)
     side = 46 + rng.uniform(-3.5, 3.5)
     angle = rng.uniform(-3, 3)
@@ -37,7 +37,7 @@ def shadow(item: Image.Image) -> Image.Image:
 
 
 def place(picture: np.ndarray, side: float, angle: float = 0.0, shift: tuple[float, float] = (0.0, 0.0)) -> Image.Image:
-    """Place a sprite on RGBA 64 x 64, scaled to `side` px, rotated by `angle` degrees and shifted by `shift` px."""
+    """Place a sprite, scaled to `side` px, rotated by `angle` degrees and shifted, on transparent RGBA 64 x 64."""
     size = SIZE * SUPERSAMPLING
     scale = picture.shape[0] / (side * SUPERSAMPLING)
     cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale

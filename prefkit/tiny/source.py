@@ -1,8 +1,7 @@
-"""Requests of the wardrobe by a fictitious user, whose taste decides what they leave open: `requests: {source: tiny}`.
+"""Requests (`requests: {source: tiny}`) of a fictitious user, whose taste decides what the prompts leave open.
 
-tiny           requests of kind `open`, and one request per garment without a background. Half of the latter are
-               held out: the training half teaches that backgrounds do not matter, the held-out half shows whether
-               tuning changed the backgrounds
+tiny           requests of kind `open`, and one request per item without a background. Half of these teach in
+               training that backgrounds do not matter; the held-out half shows whether tuning changed backgrounds
 tiny:full      tiny:open      tiny:outfit        only requests of this kind, as in prefkit/tiny/requests.py
 """
 
@@ -24,7 +23,7 @@ def rows(kind: str = "") -> Iterator[dict[str, Any]]:
     """Yield rows with prompt, split and user. Raises UsageError for an unknown kind.
 
     The rows have no category, so that scorers use the user's whole history. The few liked images of one category
-    would also show an accidental taste for their backgrounds.
+    would suggest a taste for their backgrounds.
     """
     for request in requests(kind or "open", TRAIN, TEST):
         yield _row(request.prompt, request.split)

@@ -1,13 +1,11 @@
 """Recognition of an image's item, colour, background and pattern without a trained model.
 
-1. Background and pattern: compare the rim of 5 px, which no item reaches, with the 32 backdrops, by mean colour and by
-   the differences from the mean. Then shift the backdrop to the mean colour of the image's rim.
-2. Items: correlate the image's difference from the backdrop with silhouettes of all items, 7,200 poses in total, and
-   keep the six best items.
+1. Background and pattern: compare the image's rim of 5 px, which no item reaches, with the rims of the 32 backdrops, by
+   mean colour and by the differences from the mean. Then shift the backdrop to the mean colour of the image's rim.
+2. Items: correlate the difference from the backdrop with silhouettes of all items in 7,200 poses; keep the best six.
 3. Colour: for each of the six, take the colour nearest to the mean OKLab colour of the main cloth, and draw the item in
    that colour and its best poses on the backdrop. The drawing with the smallest squared error wins. If this error is
-   more than a tenth of the image's difference from the backdrop, the two best drawings are first refined by half a
-   step.
+   more than a tenth of the difference from the backdrop, the two best drawings are first refined by half a step.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ SIDES, ANGLES, SHIFTS = (43.5, 46.0, 48.5), (-2.0, 0.0, 2.0), (-2, -1, 0, 1, 2)
 BEST_ITEMS, POSES = 6, 4  # number of items to draw, and of poses for each
 BLOCK = 64  # images compared with the silhouettes at once
 SEEN = 0.04  # OKLab distance from the backdrop at which a pixel counts half as item
-UNSURE = 0.1  # a first drawing with a larger error than this fraction is refined
+UNSURE = 0.1  # refine the best drawings if the error is a larger fraction of the difference from the backdrop
 STEPS = [(0, 0, 0.5, 0), (0, 0, -0.5, 0), (0, 0, 0, 0.5), (0, 0, 0, -0.5), (1.2, 0, 0, 0), (-1.2, 0, 0, 0)]
 STEPS += [(0, 1, 0, 0), (0, -1, 0, 0)]  # px of side, degrees, px right, px down
 MIN_DIFFERENCE = 0.1  # lower limit of an image's squared difference from its backdrop; empty images have less
@@ -67,7 +65,7 @@ def read(image: Image.Image) -> Seen:
 
 
 def read_many(images: Sequence[Image.Image]) -> list[Seen]:
-    """Recognize images in blocks, with one matrix product per block; this is faster than one by one."""
+    """Recognize images in blocks, with one matrix product per block, which is faster than one by one."""
     return [seen for start in range(0, len(images), BLOCK) for seen in _read(images[start : start + BLOCK])]
 
 
@@ -109,7 +107,7 @@ def _best(pixels: np.ndarray, ground: np.ndarray, fit: np.ndarray) -> tuple[str 
 
 
 def _pairs(poses: list[Pose], colours: list[str]) -> list[tuple[Pose, str]]:
-    """Return the (pose, colour) pairs to try: each pose in the likeliest colour, the best pose also in the second."""
+    """Return the (pose, colour) pairs to try: each pose in the most likely colour, the best pose also in the second."""
     return [(pose, colours[0]) for pose in poses] + [(poses[0], colours[1])]
 
 

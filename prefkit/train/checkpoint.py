@@ -36,7 +36,7 @@ Checkpoint = tuple[dict[str, Tensor], Any, dict[str, Any]]
 
 
 def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Any, state: Mapping[str, Any]) -> Path:
-    """Write folder/step-00000100 with weights.safetensors, optimizer.pt (tensors and numbers only) and state.json."""
+    """Write the checkpoint folder/step-N: weights.safetensors, optimizer.pt (tensors and numbers only), state.json."""
     final = folder / f"step-{step:08d}"
     if final.exists():
         return final
@@ -56,9 +56,9 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Any,
 def load_last(
     folder: Path, processes: Processes | None = None, check: Callable[[Mapping[str, Any]], Any] | None = None
 ) -> Checkpoint | None:
-    """Load (weights, optimizer, state) of the newest sound checkpoint, on the CPU; None if there is none.
+    """Load (weights, optimizer, state) of the newest undamaged checkpoint onto the CPU; None if there is none.
 
-    Rank 0 chooses the checkpoint and renames damaged ones with a warning; the other ranks load the one that it chose.
+    Rank 0 chooses the checkpoint and renames damaged ones with a warning; the other ranks load the chosen checkpoint.
     check: called with a checkpoint's state; raises DamagedError if a file that the state refers to is unusable.
     """
     if processes is None or processes.count == 1:
@@ -83,7 +83,7 @@ def _newest(folder: Path, check: Callable[[Mapping[str, Any]], Any] | None) -> C
 
 
 def load(path: Path) -> Checkpoint:
-    """Load (weights, optimizer, state) of one checkpoint, on the CPU. Raises DamagedError naming the file."""
+    """Load (weights, optimizer, state) of one checkpoint onto the CPU. Raises DamagedError, which names the file."""
     check_folder(path, REMEDY)
     state = read_state(path)
     weights, _ = load_tensors(path / "weights.safetensors", REMEDY)
@@ -91,7 +91,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read state.json of a checkpoint. Raises DamagedError naming the file."""
+    """Read the state.json of a checkpoint. Raises DamagedError, which names the file."""
     file = path / "state.json"
     try:
         state = json.loads(read_text(file, REMEDY))
@@ -111,7 +111,7 @@ def _load_optimizer(path: Path) -> Any:
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # wrong bytes can raise any error in a reader
+    except Exception as error:  # torch.load can raise any error if bytes are damaged
         text = " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__
         raise DamagedError(path, f"{path} could not be read: {text}. {REMEDY}") from error
 
@@ -136,9 +136,8 @@ def claim(
 ) -> bool:
     """Record the fingerprint of a training run in its `folder` as spec.json; return True if the run is finished.
 
-    An unfinished run must continue with the library versions that it began with: a different version may encode
-    images and prompts differently, so that later steps would train on different inputs than earlier ones. unit, total:
-    see `finished`; write: see `check_fingerprint`. Raises FingerprintError.
+    An unfinished run must keep its library versions, because other versions may encode images and prompts differently.
+    unit, total: see `finished`; write: see `check_fingerprint`. Raises FingerprintError.
     """
     path, now, fresh = folder / "spec.json", libraries(), untrained(folder)
     began = now if fresh or not path.exists() else read_json(path).get("libraries")
@@ -168,7 +167,7 @@ def finished(folder: Path, unit: str, total: int, remedy: str, *, write: bool = 
 
 
 def sound_result(folder: Path, rename: bool = True) -> dict[str, Any] | None:
-    """Return the content of result.json; None if that file or final/ is missing or damaged.
+    """Return the content of result.json; None if result.json or final/ is missing or damaged.
 
     rename: rename damaged files; the run then resumes from its last checkpoint and exports the result again.
     """
@@ -182,13 +181,13 @@ def sound_result(folder: Path, rename: bool = True) -> dict[str, Any] | None:
         check_folder(final, "It is exported again.")
     except DamagedError as error:
         if rename:
-            warn(f"{checked} is renamed to {set_aside(checked).name} and made again: {error}")
+            warn(f"{checked} is renamed to {set_aside(checked).name} and exported again: {error}")
         return None
     return result if final.is_dir() else None
 
 
 def record_data(folder: Path, captions: set[str], scorers: Any, model: Model, base: str, *, fresh: bool) -> None:
-    """Write trained_on.json, in which eval finds training prompts and scorers, if it is missing or the run is new."""
+    """Write trained_on.json, which tells eval the training prompts and scorers, if it is missing or the run is new."""
     if fresh or sound_json(folder / TRAINED_ON) is None:
         write_trained_on(folder, captions, scorers, model, base)
 

@@ -1,4 +1,4 @@
-"""Errors about a failed step, with its cause, the checkpoint that is kept, and the settings to change."""
+"""Errors raised when a training step fails. They name the cause, the last checkpoint and the settings to change."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def not_finite(trainer: Any, quantity: str) -> TrainingError:
     """Return the error for a loss or gradient that is NaN or infinite. quantity: "the loss" | "the gradient"."""
     folder = trainer.folder / "checkpoints"
     step = checkpoint.last_step(folder)
-    last = f"The checkpoint of step {step} is kept, in {folder}" if step else "So far no checkpoint exists"
+    last = f"The checkpoint of step {step} is kept, in {folder}" if step else "No checkpoint exists yet"
     return TrainingError(
         f"train {trainer.folder.name}: {quantity} of step {trainer.step + 1} is not finite (NaN or infinity), so "
         f"training has stopped. {_pair_rows(trainer)}{last}. Try a smaller learning_rate, more warmup, a smaller beta, "
-        f"or precision `bf16` or `no` instead of `fp16`{', under a new name' if step else ''}; or check the pairs for "
-        "broken latents."
+        f"or precision `bf16` or `no` instead of `fp16`{', under a new name in the recipe' if step else ''}; or check "
+        "the pairs for broken latents."
     )
 
 
 def _pair_rows(trainer: Any) -> str:
-    """Return a sentence naming the pair rows whose loss is not finite or, if all are finite, all rows of the step."""
+    """Return a sentence that lists the pair rows with a non-finite loss or, if there are none, all rows of the step."""
     rows: list[tuple[int, bool]] = []
     for groups, losses in trainer.step_losses:
         rows += zip((group.row for group in groups), losses.isfinite().tolist(), strict=True)
@@ -39,7 +39,7 @@ def _pair_rows(trainer: Any) -> str:
 
 @contextmanager
 def _on_out_of_memory(make_error: Callable[[], TrainingError]) -> Iterator[None]:
-    """When any device runs out of memory, raise the error that `make_error` returns."""
+    """Context that turns the out-of-memory error of any device into the error that `make_error` returns."""
     try:
         yield
     except Exception as error:
@@ -49,25 +49,25 @@ def _on_out_of_memory(make_error: Callable[[], TrainingError]) -> Iterator[None]
 
 
 def explain_out_of_memory(name: str, device: Any, doing: str, remedy: str) -> AbstractContextManager[None]:
-    """Return a context that turns out-of-memory errors into a TrainingError, for work that cannot be split."""
+    """Return a context that turns out-of-memory errors into a TrainingError with what ran (`doing`) and the remedy."""
     return _on_out_of_memory(lambda: TrainingError(f"train {name}: {device} ran out of memory {doing}. {remedy}"))
 
 
 def explain_step_out_of_memory(trainer: Any, where: Callable[[], str]) -> AbstractContextManager[None]:
     """Return a context that turns out-of-memory errors into a TrainingError that names the settings to change.
 
-    where: function that names the running part of training, such as "step 7".
+    where: function that returns the name of the running part of training, such as "step 7".
     """
     return _on_out_of_memory(lambda: _too_large(trainer, where()))
 
 
 def _too_large(trainer: Any, where: str) -> TrainingError:
-    """Return the error with the settings to change, cheapest first. Splitting a batch further gives the same result."""
+    """Return the error, which lists the settings to change, cheapest first."""
     config, ways = trainer.config, []
     if config.batch_size > 1:
         divisor = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
         smaller, more = config.batch_size // divisor, divisor * config.accumulation
-        # for these, accumulation has no effect: an update takes a share of the round
+        # objectives on denoising steps ignore accumulation: an update uses a fraction of the round
         on_steps = trainer.objective.shape.startswith("step")
         split = f"batch_size {smaller}" + ("" if on_steps else f" with accumulation {more}")
         ways.append(f"{split} (1/{divisor} of the activation memory, same result)")
@@ -76,10 +76,10 @@ def _too_large(trainer: Any, where: str) -> TrainingError:
     if config.precision == "no":
         ways.append("precision: bf16 (halves the memory of activations and, with LoRA, of frozen weights)")
     if config.lora is None:
-        ways.append("lora: {rank: 16} (no gradients or optimizer states of full weights, and no second network)")
+        ways.append("lora: {rank: 16} (no gradients or optimizer states for the full weights, and no second network)")
     step = checkpoint.last_step(trainer.folder / "checkpoints")
     return TrainingError(
         f"train {trainer.folder.name}: {trainer.processes.device} ran out of memory in {where}. "
         f"{'Try, in this order: ' + '; '.join(ways) if ways else 'Try smaller images or a smaller lora.rank'}. "
-        f"{f'The checkpoint of step {step} is kept.' if step else 'So far no checkpoint exists.'}"
+        f"{f'The checkpoint of step {step} is kept.' if step else 'No checkpoint exists yet.'}"
     )

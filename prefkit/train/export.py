@@ -1,7 +1,7 @@
-"""Export of the trained weights in diffusers format: an adapter file, or a pipeline folder with the new denoiser.
+"""Exports trained weights in diffusers format: an adapter file, or a pipeline folder with the trained denoiser.
 
-With full weights, the denoiser is written from the trained network in the dtypes of the base's files. The other
-components are copied as files, so they keep their dtypes, and only the trained network is in memory.
+With full weights, the trained denoiser is written in the dtypes of the base model's files. The files of all other
+components are copied, so those components need not be loaded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DUPLICATES = ("*.bin", "*.msgpack", "*.h5", "*.ckpt", "*.onnx", "*.pb")
 
 
 def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
-    """Write the result to `folder`: one file with the model's earlier adapters and the new one, or a full pipeline."""
+    """Write the result to `folder`: a file with the model's adapters, including the trained one, or a full pipeline."""
     with whole_folder(folder) as temporary:
         if policy.lora is not None:
             adapters.export_adapter(policy.net, denoiser, temporary)
@@ -48,9 +48,9 @@ def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
 
 
 def write_result(trainer: TrainingLoop, values: dict[str, Any], write: Callable[[Path], Any]) -> dict[str, Any]:
-    """Return the summary of a training run; if the run is done, first export final/ with `write` and write result.json.
+    """Return the summary of a training run. If the run is done, export final/ with `write` and write result.json.
 
-    values: summary entries specific to the trainer. All processes must call this function.
+    values: entries that this trainer adds to the summary. All processes must call this function.
     """
     final = trainer.folder / "final"
     summary = {
@@ -69,7 +69,7 @@ def write_result(trainer: TrainingLoop, values: dict[str, Any], write: Callable[
 
 
 def _base_folder(model: Model) -> Path:
-    """Return the base's folder; for a Hub id, the local folder with its downloaded files."""
+    """Return the folder of the base model, which is downloaded if model.base is a Hub id."""
     from diffusers import DiffusionPipeline
 
     source = located(model.base)
@@ -80,7 +80,7 @@ def _base_folder(model: Model) -> Path:
 
 
 def _copy_parts(base: Path, folder: Path, denoiser: str) -> None:
-    """Copy all components in the pipeline's index except the denoiser, and the folder's Python files."""
+    """Copy the pipeline's index, its Python files, and all components except the denoiser."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in [base / INDEX, *base.glob("*.py")]:
         shutil.copyfile(path, folder / path.name)
@@ -91,15 +91,15 @@ def _copy_parts(base: Path, folder: Path, denoiser: str) -> None:
 
 
 def _write_denoiser(net: Any, base: Path, folder: Path) -> None:
-    """Write the network's weights, each in the dtype that it has in the base's files.
+    """Write the network's weights, each in its dtype in the base model's files.
 
-    Floating-point weights that are not stored there as float32, float16 or bfloat16 get the commonest of these dtypes,
-    or float32 if there is none.
+    A floating-point weight whose stored dtype is unknown, or is not float32, float16 or bfloat16, gets the most common
+    of these three dtypes, or float32 if the files use none of them.
     """
     stored = stored_dtypes(_weight_files(base))
     common = _commonest(stored.values())
     kinds = type(net).__mro__
-    # a network in shards has a class derived from its own
+    # fully_shard replaces a network's class by a subclass
     kind: Any = next((kind for kind in kinds if kind.__module__.startswith(("diffusers.", "prefkit."))), kinds[0])
     with torch.device("meta"):
         twin = kind.from_config(net.config)
@@ -112,7 +112,7 @@ def _write_denoiser(net: Any, base: Path, folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the denoiser's weight files; variants (NAME.fp16.safetensors) only if no plain file exists."""
+    """Return the denoiser's weight files, or its variants (NAME.fp16.safetensors) if no plain file exists."""
     paths = sorted(folder.glob("*.safetensors"))
     return [path for path in paths if path.name.count(".") == 1] or paths
 
@@ -137,7 +137,7 @@ def _commonest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 
 
 def _from_single_file(policy: Policy, denoiser: str, model: Model) -> Any:
-    """Load the pipeline from a single file, in the file's commonest dtype, and insert the trained weights."""
+    """Load the pipeline from a single file, in the file's most common dtype, and insert the trained weights."""
     source = located(model.base)
     files = [Path(source)] if source.endswith(".safetensors") else []
     names = {dtype_of(name): name for name in NAMES}

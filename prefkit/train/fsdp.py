@@ -1,11 +1,11 @@
-"""`shard: fsdp2`: weights, gradients and optimizer states sharded over processes, by torch's fully_shard.
+"""`shard: fsdp2` uses torch's fully_shard to shard weights, gradients and optimizer states over the processes.
 
 A block's weights are gathered when it computes, in forward and again in backward (ZeRO-3). Gradients are summed over
 processes, as they are without sharding, so training differs only in the order of summation. Checkpoints hold full
 tensors, written by rank 0, so any number of processes, sharded or not, can resume from them.
 
-Every forward and backward pass needs all processes. All of them therefore make the same number of passes (`padded`),
-and all take part in work that one process does alone without sharding (measuring the initial model, exporting).
+Every forward and backward pass needs all processes, so all processes make the same number of passes (`padded`). They
+also all take part in measuring the initial model and in exporting.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from prefkit.models.trees import Tree
 from prefkit.train.policy import Policy
 
 SHARDS = ("none", "fsdp2")
-#: environment variable set by `accelerate launch` -> description of a feature that prefkit does not support
+#: environment variable set by `accelerate launch` -> the unsupported feature that the variable enables
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, whose engine takes over backward, clipping, steps and checkpoints, so "
     "resuming would no longer be exact",
@@ -61,13 +61,13 @@ def check_launch(name: str, config: Train) -> None:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.precision):
         output.warn(
-            f"{where} sets mixed_precision {precision}, which has no effect: the precision is set by the recipe "
+            f"{where} sets mixed_precision {precision}, which has no effect: the recipe sets the precision "
             f"(`{config.precision}`). Set train.{name}.precision to change it."
         )
 
 
 def shard_of(config: Train) -> str:
-    """Return the recipe's `shard`, or "fsdp2" if that is "none" and accelerate is configured for FSDP."""
+    """Return the recipe's `shard`, or "fsdp2" if `shard` is "none" and accelerate is configured for FSDP."""
     return "fsdp2" if config.shard == "none" and _is_set("ACCELERATE_USE_FSDP") else config.shard
 
 
@@ -76,14 +76,14 @@ def _is_set(variable: str) -> bool:
 
 
 def shard_policy(policy: Policy, shard: str, processes: Processes, name: str) -> None:
-    """Shard the networks in place, block by block (_no_split_modules of diffusers); no effect with one process."""
+    """Shard the policy's networks in place by blocks (diffusers' _no_split_modules), unless there is one process."""
     if shard == "none" or processes.count == 1:
         return
     blocks = _shard(policy.net, processes)
     if policy.frozen is not None:
         _shard(policy.frozen, processes)
     policy.sharded = True
-    policy.__dict__.pop("_trained", None)  # the parameters are new objects
+    policy.__dict__.pop("_trained", None)  # sharding replaces the parameters
     if processes.main:
         output.note(f"train {name}: weights sharded over {processes.count} processes in {blocks} blocks ({shard}).")
 
@@ -100,7 +100,7 @@ def _shard(net: Any, processes: Processes) -> int:
     for module in [*reversed(inner), net]:  # inner modules first
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for module in net.modules():
-        if isinstance(module, FSDPModule):  # gradients are sums here, and gloo has no averages
+        if isinstance(module, FSDPModule):  # gradients are summed, not averaged (gloo cannot average)
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return len(inner)
@@ -116,7 +116,7 @@ def reshard(policy: Policy) -> None:
 
 
 def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iterator[tuple[Any, float]]:
-    """Yield (batch, 1) for each batch; if sharded, pad with (last batch, 0) to the same number in all processes."""
+    """Yield (batch, weight 1); if sharded, repeat the last batch with weight 0 until all processes have as many."""
     count = processes.max(len(batches)) if policy.sharded else len(batches)
     for number in range(count):
         yield batches[min(number, len(batches) - 1)], float(number < len(batches))
@@ -136,7 +136,7 @@ def full(tree: Tree, main: bool = True) -> Tree:
 
 
 def shard_state(state: Mapping[str, Tensor], like: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Shard full tensors, identical in all processes, in the same way as those in `like`, by name."""
+    """Shard full tensors (the same in all processes) in the same way as the tensors of the same name in `like`."""
     return {key: _shard_as(tensor, like.get(key)) for key, tensor in state.items()}
 
 

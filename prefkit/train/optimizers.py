@@ -6,7 +6,7 @@ adamw8bit  bitsandbytes' AdamW: 2 bytes of state per parameter (Dettmers et al. 
 adafactor  torch.optim.Adafactor: one row and one column of state per matrix (Shazeer and Stern 2018, arXiv:1804.04235);
            its steps are relative to the size of the weights, so learning_rate means a relative change
 
-Any other class is given as package.module:Class or file.py:Class. `learning_rate` and `schedule` set its `lr`.
+Other optimizers are given as package.module:Class or file.py:Class. `learning_rate` and `schedule` set its `lr`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAMED = {
 EXTRAS = {"bitsandbytes": "8bit"}  # package -> the extra of prefkit that installs it
 FUSED_ON = ("cpu", "cuda")
 SCHEDULES = ("constant", "cosine", "linear")
-#: limit on consecutive skipped fp16 steps: each halves the loss scale, so after this many the cause is not overflow
+#: limit on skipped fp16 steps in a row: each halves the loss scale, so beyond the limit, the cause is not overflow
 MAX_SKIPPED = 50
 
 
@@ -51,7 +51,7 @@ def check(name: str, config: Train) -> None:
     if closure is not None and closure.default is closure.empty:
         raise UsageError(
             f"{where}: {config.optimizer} evaluates the loss several times per step (a closure), but training "
-            "computes it once per step. Choose another optimizer."
+            "computes the loss once per step. Choose another optimizer."
         )
     if hasattr(optimizer, "eval"):
         raise UsageError(
@@ -91,7 +91,7 @@ def _load_class(name: str) -> Any:
 
 
 def rate_factor(config: Train, step: int) -> float:
-    """Return the factor of the learning rate at a step (0-based), from warm-up and schedule."""
+    """Return the factor by which warm-up and schedule scale the learning rate at a step (0-based)."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     if config.schedule == "constant":
@@ -110,7 +110,7 @@ class PolicyOptimizer:
         self.config, self.policy, self.processes = config, policy, processes
         device = processes.device.type
         self.optimizer = make(config, policy.parameters(), device)
-        # a beta of thousands already makes gradients large, so the scale starts low; it grows by itself
+        # a beta in the thousands makes gradients large, so the loss scale starts low; GradScaler raises it
         self.scaler = torch.amp.GradScaler(device, init_scale=256.0, enabled=config.precision == "fp16")
         self.count = self.skipped = self.skipped_in_a_row = 0
 
@@ -118,10 +118,10 @@ class PolicyOptimizer:
         self.scaler.scale(loss).backward()
 
     def step(self) -> dict[str, float] | None:
-        """Clip the gradients, already summed over processes, and make a step; return gradient norm and learning rate.
+        """Clip the gradients (summed over processes) and make a step; return gradient norm and learning rate.
 
-        An fp16 step whose gradients overflowed is skipped and counted. Returns None if gradients are not finite for a
-        reason other than fp16 overflow, or at the last of MAX_SKIPPED skipped steps in a row.
+        An fp16 step whose gradients overflowed is skipped and counted. Returns None if gradients are not finite without
+        fp16, or at the last of MAX_SKIPPED skipped steps in a row.
         """
         self.scaler.scale(torch.zeros((), device=self.processes.device))  # a process without samples has no scale yet
         rate = self.config.learning_rate * rate_factor(self.config, self.count)

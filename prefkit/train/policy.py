@@ -38,10 +38,10 @@ class MovingAverage:
 class Policy:
     """A network in training, and its reference.
 
-    net: the denoiser being trained. start: the adapters that are active in the reference (LoRA). frozen: a separate
-    reference network, for full weights with an objective whose reference is frozen. snapshot: reference weights that
-    are refreshed every few rounds (online), in the order of the parameters. average: the moving reference, for
-    objectives with reference "ema". sharded: the parameters are DTensors (fsdp.py).
+    net: the denoiser being trained. start (LoRA): the adapters that are active in the reference. frozen: a separate
+    reference network, if full weights are trained against a frozen reference. snapshot (online): weights of the
+    reference in the order of `parameters()`, refreshed every few rounds. average: the moving reference, for objectives
+    with reference "ema". sharded: True if the parameters are DTensors (fsdp.py).
     """
 
     net: Any
@@ -54,7 +54,7 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
-        """Context that yields the reference, as a network to run without gradients."""
+        """Context that yields the reference network; run it without gradients."""
         if self.snapshot is not None:
             with self.weights_replaced(self.snapshot):
                 yield self.net
@@ -65,13 +65,13 @@ class Policy:
                 yield self.net
 
     def moving_reference(self) -> Any:
-        """Return a context that yields the moving average, as a network to run without gradients."""
+        """Return a context that yields the network with the averaged weights; run it without gradients."""
         assert self.average is not None
         return self.weights_replaced(self.average.weights)
 
     @contextmanager
     def weights_replaced(self, weights: Sequence[Tensor]) -> Iterator[Any]:
-        """Context that yields the network with its trained parameters replaced by `weights`, which are not copied.
+        """Context that yields the network with `weights`, which are not copied, in place of its trained parameters.
 
         Do not enter this context between a forward pass of the network and its backward pass.
         """
@@ -93,7 +93,7 @@ class Policy:
         """Return the trained parameters. The selection is fixed before the first step."""
         return self._trained
 
-    # cached, because a walk through a network takes about a millisecond and a step would make several
+    # cached, because a search through the network takes about a millisecond, and a step would make several
     @cached_property
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
@@ -114,10 +114,10 @@ class Policy:
 
 
 def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
-    """Make `net` trainable as configured; its output does not change.
+    """Make `net` trainable as configured, without changing its output, and return the policy.
 
     frozen: if full weights are trained, keep a frozen copy of the network as the reference. Raises TrainingError if no
-    parameter would be trained, UsageError if lora.resume is set and the model does not have exactly one adapter.
+    parameter would be trained, UsageError for settings that do not fit the network or its adapters.
     """
     policy = _adapter(net, config) if config.lora is not None else _full(net, frozen)
     if not any(parameter.numel() for parameter in policy.parameters()):
@@ -131,11 +131,12 @@ def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
 
 
 def _checkpointed(net: Any, config: Train) -> bool:
-    """True if the recipe asks for gradient checkpointing or, if it sets nothing, if `net` is a transformer on CUDA."""
+    """Return train.gradient_checkpointing; if unset, True for a transformer that supports it and is trained on CUDA."""
     offered = bool(getattr(net, "_supports_gradient_checkpointing", False))
     if config.gradient_checkpointing and not offered:
         raise UsageError(
-            f"train.NAME.gradient_checkpointing: {type(net).__name__} does not support it. Remove the key."
+            f"train.NAME.gradient_checkpointing: {type(net).__name__} does not support gradient checkpointing. "
+            "Remove the key."
         )
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing
@@ -149,14 +150,14 @@ def _adapter(net: Any, config: Train) -> Policy:
     dora = [name for name in start if net.peft_config[name].use_dora]
     if dora:
         raise UsageError(
-            f"model.adapters: {dora[0]} is a DoRA adapter, which cannot be continued, nor exported together with a new "
-            "adapter. Fuse it into the pipeline (fuse_lora, save_pretrained) and set model.base to that."
+            f"model.adapters: {dora[0]} is a DoRA adapter. Training can neither continue it nor export it with a new "
+            "adapter. Fuse it into the pipeline (fuse_lora, save_pretrained) and set model.base to the saved folder."
         )
     if lora.resume:
         if len(start) != 1:
             raise UsageError(
-                f"train.lora.resume continues the model's only adapter, but the model has {len(start)}. Give it "
-                "exactly one in model.adapters, or set `resume: false` to stack a new adapter on all of them."
+                f"train.lora.resume continues the model's only adapter, but the model has {len(start)}. Set "
+                "exactly one in model.adapters, or set `resume: false` to add a new adapter to the model."
             )
         _check_continued(net, start[0], lora)
         adapters.continue_lora(net, start[0], dropout=lora.dropout)
@@ -165,13 +166,13 @@ def _adapter(net: Any, config: Train) -> Policy:
         adapters.add_lora(net, lora.rank, alpha, lora.targets or None, lora.dropout, seed=config.seed)
     if lora.dropout:
         for _, layer in adapters.lora_layers(net):
-            if adapters.POLICY in layer.lora_dropout:  # the reference's own adapters stay without dropout
+            if adapters.POLICY in layer.lora_dropout:  # the reference's adapters keep dropout off
                 layer.lora_dropout[adapters.POLICY].train()
     return Policy(net, lora, start)
 
 
 def _check_continued(net: Any, start: str, lora: Lora) -> None:
-    """Raise UsageError if rank, alpha or targets of the configuration differ from those of the continued adapter."""
+    """Raise UsageError if the configured rank, alpha or targets differ from those of the adapter to continue."""
     adapter = net.peft_config[start]
     paths = [f".{path}" for path, layer in adapters.lora_layers(net) if start in layer.lora_A]
     missed = [path for path in paths if not path.endswith(tuple(f".{target}" for target in lora.targets))]
@@ -186,8 +187,8 @@ def _check_continued(net: Any, start: str, lora: Lora) -> None:
         differences.append(f"targets are not {', '.join(lora.targets)} (first to differ: {first})")
     if differences:
         raise UsageError(
-            f"train.lora.resume continues the adapter unchanged, but its {'; its '.join(differences)}. Set lora.rank "
-            f"to {adapter.r} and remove alpha and targets, or set `resume: false` to stack a new adapter."
+            f"train.lora.resume cannot change the adapter, but its {'; its '.join(differences)}. Set lora.rank "
+            f"to {adapter.r} and remove alpha and targets, or set `resume: false` to add a new adapter."
         )
 
 
@@ -214,9 +215,9 @@ def without_dropout(policy: Policy) -> Iterator[None]:
 
 
 def errors_of(residual: Tensor, keep: bool, weight: Tensor | None = None) -> Errors:
-    """Return the squared errors of a residual [B, ...] float32, one mean per sample over ALL its elements.
+    """Return the mean squared error of each sample over ALL its elements. residual: [B, ...] float32.
 
-    keep: also keep the residual (times the weight). weight: factor of the squared errors, broadcast to the residual.
+    keep: also return weight * residual. weight: factor of the squared errors, broadcast to the residual.
     """
     weighted = residual if weight is None else weight * residual
     return Errors((weighted * residual).flatten(1).mean(1), weighted if keep else None)

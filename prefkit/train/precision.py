@@ -1,13 +1,12 @@
-"""Numerical settings of a step: autocast, TF32, attention back end, torch.compile. They do not change the method.
+"""Numerical settings of training: autocast, TF32, attention back end, torch.compile. They do not change the method.
 
-float32     on CUDA, torch by default computes matrix products exactly but convolutions in TF32 (10 bits of mantissa).
-            Errors of policy and reference are nearly equal and are subtracted, so with precision `no`, convolutions are
-            exact too, and TF32 is used only with precision `tf32`
-attention   the name of a diffusers back end, for networks whose attention goes through diffusers' dispatcher
-compile     torch.compile of the network's repeated blocks, or of the full network if it lists none. A transformer
-            repeats one block, so compiling only that takes a fraction of the time and gains nearly as much speed.
-            Policy and reference are the same modules with different active adapters; dynamo guards the list of active
-            adapters, so each gets its own graphs
+float32     On CUDA, torch by default computes matrix products exactly, but convolutions in TF32 (10 bits of mantissa).
+            The errors of policy and reference are nearly equal and are subtracted, so rounding matters. Precision `no`
+            makes convolutions exact too; precision `tf32` uses TF32 for both.
+attention   The name of a diffusers back end, for networks whose attention goes through diffusers' dispatcher.
+compile     torch.compile of the network's repeated blocks (faster to compile and nearly as fast to run), or of the full
+            network if it lists no such blocks. Policy and reference are the same modules with different active
+            adapters. Dynamo guards the list of active adapters, so policy and reference get separate graphs.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from prefkit.train.policy import Policy
 TF32 = "tf32"
 AUTOCAST = {"no": None, TF32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {"no": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
-#: limit on the graphs of one block, which has one per role (policy in training, policy in measurements, reference),
-#: network width and image size. A U-Net with two image sizes exceeds torch's limit of 8; code beyond it is not compiled
+#: limit on the compiled graphs of a block, one per role (policy in training, policy in measuring, reference), network
+#: width and image size. A U-Net with two image sizes exceeds torch's limit of 8, beyond which nothing more is compiled
 GRAPHS = 64
 FORWARD_ONLY = "sage"
-BACKEND: str | None = None  # of torch.compile; None = its default, which needs a C++ compiler
+BACKEND: str | None = None  # back end of torch.compile; None = torch's default, which needs a C++ compiler
 
 
 def check(name: str, config: Train) -> None:
@@ -39,8 +38,8 @@ def check(name: str, config: Train) -> None:
     device = device_of(config.device)
     if config.precision == TF32 and not device.startswith("cuda"):
         raise UsageError(
-            f"train.{name}.precision: `tf32` needs a CUDA device, but training runs on {device}; set it to `no` "
-            "(float32)."
+            f"train.{name}.precision: `tf32` needs a CUDA device, but training runs on {device}; set precision to "
+            "`no` (float32)."
         )
     if config.attention is None:
         return
@@ -67,7 +66,7 @@ def autocast(config: Train, device: torch.device) -> AbstractContextManager[Any]
 
 @contextmanager
 def numerical_settings(config: Train, device: torch.device) -> Iterator[None]:
-    """Context that sets float32 precision and attention back end as configured, and then restores the old settings."""
+    """Context in which float32 precision and the attention back end are set as configured."""
     with ExitStack() as stack:
         if device.type == "cuda" and config.precision in ("no", TF32):
             stack.enter_context(float32_products(config.precision == TF32))
@@ -82,8 +81,8 @@ def numerical_settings(config: Train, device: torch.device) -> Iterator[None]:
 def float32_products(tf32: bool) -> Iterator[None]:
     """Context in which float32 matrix products and convolutions on CUDA are computed in TF32 or exactly.
 
-    This uses torch's older settings: Inductor reads them when it compiles, and torch refuses to read them once the
-    newer ones (fp32_precision) were written.
+    Only torch's older settings are set: Inductor reads the older ones when it compiles, and torch refuses to read them
+    after the newer ones (fp32_precision) have been set.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     _set_float32_products("high" if tf32 else "highest", tf32)
@@ -115,7 +114,7 @@ def prepare_network(policy: Policy, config: Train) -> dict[str, str]:
 
 
 def check_dispatched(net: Any, attention: str | None) -> None:
-    """Raise UsageError if a back end is configured but the network's attention does not go through the dispatcher."""
+    """Raise UsageError if a back end is set but the network's attention does not go through diffusers' dispatcher."""
     processors = getattr(net, "attn_processors", {}).values()
     modules = [*processors, *(getattr(module, "processor", None) for module in net.modules())]
     if attention is not None and not any(hasattr(processor, "_attention_backend") for processor in modules):
@@ -126,7 +125,7 @@ def check_dispatched(net: Any, attention: str | None) -> None:
 
 
 def compile_blocks(net: Any) -> str:
-    """Set the network's blocks to be compiled in place at their first call; return a description of them."""
+    """Mark the network's blocks for compilation at their first call; return a description of the blocks."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)

@@ -30,8 +30,8 @@ from prefkit.types import digest
 
 REMEDY = (
     "Train under another name, undo the change in the recipe, or remove this folder. With a constant schedule, `steps` "
-    "may be increased. Another `scheme` means another version of prefkit, which draws noise or captures pipelines "
-    "differently."
+    "may be increased. If `scheme` differs, the run was begun with a version of prefkit that draws noise or captures "
+    "pipelines differently."
 )
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
@@ -61,14 +61,14 @@ def check(recipe: Recipe, name: str) -> Any:
     if objective.shape not in SHAPES or objective.reference not in REFERENCES:
         raise PluginError(
             f"objective {config.objective.use}: shape {objective.shape!r} or reference {objective.reference!r} is "
-            f"unknown; shapes are {', '.join(SHAPES)}, references {', '.join(REFERENCES)}."
+            f"unknown; shapes are {', '.join(SHAPES)}; references are {', '.join(REFERENCES)}."
         )
     registry.load_class("family", config.family)
     return objective
 
 
 def check_settings(name: str, config: Train) -> None:
-    """Raise UsageError for settings that are invalid whatever the rest of the recipe is."""
+    """Raise UsageError for settings of train.NAME that are invalid in any recipe."""
     where = f"train.{name}"
     fsdp.check_launch(name, config)
     bounds.check(config, where)
@@ -80,10 +80,10 @@ def check_settings(name: str, config: Train) -> None:
 
 
 def check_start(recipe: Recipe, config: Train) -> None:
-    """Raise UsageError if the initial model is unset or missing; its weights are not read."""
+    """Raise UsageError if model.base is unset or unusable, without reading weights."""
     if not recipe.model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
-    if config.family == "diffusers":  # another family checks its own start
+    if config.family == "diffusers":  # other families check model.base when they load it
         check_model(recipe.model, device_of(config.device))
 
 
@@ -94,7 +94,7 @@ def is_online(config: Train, objective: Any) -> bool:
 def run_train(
     store: Store, recipe: Recipe, name: str, *, controls: bool = False, limit: int | None = None
 ) -> dict[str, Any]:
-    """Train recipe.train[name] into store.train(name), resuming from its last checkpoint.
+    """Train recipe.train[name] in the folder store.train(name), resuming from the last checkpoint.
 
     limit: maximum number of additional optimizer steps (online: rounds) in this call; a later call resumes. Returns a
     summary: name, steps, pairs, validation_pairs, final (path or None), done, and the controls' summaries by name.
@@ -125,9 +125,9 @@ def run_train(
 
 
 def checked(store: Store, recipe: Recipe, name: str) -> None:
-    """Run every check that needs the results of earlier stages but no weights, for a dry run. Nothing is written.
+    """Run every check that needs no weights, for a dry run, without writing.
 
-    Raises UsageError (NotYet for missing pairs), FingerprintError if the folder holds a run with other settings.
+    Raises UsageError (NotYet for missing pairs), FingerprintError if the folder holds a run with different settings.
     """
     objective, config = check(recipe, name), recipe.train[name]
     if is_online(config, objective):
@@ -147,7 +147,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
 
 
 def _claim(job: Job, loader: ModelLoader, pairs: list[PairRow], processes: Processes, *, write: bool = True) -> bool:
-    """Record the job's fingerprint; return True if it is done. Raises FingerprintError if the stored one differs."""
+    """Record the job's fingerprint; return True if the job is done. Raises FingerprintError for changed settings."""
     key = fingerprint(job.config, loader, pairs, processes) | ({"flipped": True} if job.flip else {})
     return checkpoint.claim(loader.store.train(job.name), key, "steps", job.config.steps, REMEDY, write=write)
 
@@ -193,7 +193,7 @@ def make_trainer(loader: ModelLoader, job: Job, data: PairData, processes: Proce
 
 def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, limit: int | None) -> dict[str, Any]:
     remedy = "Free the device, or set `precision: bf16`, model.quantize or a smaller lora.rank."
-    with diagnose.explain_out_of_memory(job.name, processes.device, "loading the denoiser", remedy):
+    with diagnose.explain_out_of_memory(job.name, processes.device, "while loading the denoiser", remedy):
         setup = build(loader, job, data, processes)
         trainer = Trainer(setup)
     held_out = len(setup.validation.pairs) if setup.validation is not None else 0
@@ -217,9 +217,9 @@ def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, 
 
 
 def _load_best(trainer: Trainer) -> None:
-    """Replace the last weights by the best: the sample evaluation's if it stopped training, else early stopping's.
+    """Load the best weights that the sample evaluation (if it ended the training) or early stopping (if on) found.
 
-    Without either, the last weights remain the result.
+    If neither applies, the last weights remain the result.
     """
     evaluation, stopping = trainer.sample_evaluation, trainer.early_stopping
     if evaluation is not None and evaluation.stopped:
@@ -242,15 +242,15 @@ def _load_best(trainer: Trainer) -> None:
 
 
 def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], processes: Processes) -> dict[str, Any]:
-    """Return everything that the result depends on; at a constant learning rate, the number of steps is left out.
+    """Return everything that the result depends on; with a constant learning rate, the number of steps is left out.
 
-    The split of a global batch into micro-batches and processes is left out too, unless there is dropout, whose masks
+    The split of a global batch into micro-batches and processes is left out too, except with dropout: dropout masks
     are drawn per micro-batch and process.
     """
     train = {key: value for key, value in content(config).items() if key not in ("batch_size", "accumulation")}
     if config.schedule == "constant":
         train.pop("steps", None)
-    train.pop("guidance", None)  # it is part of `call`
+    train.pop("guidance", None)  # guidance is part of `call`
     batch = [config.batch_size, config.accumulation, processes.count]
     rows = digest([(pair.id, pair.win.key, pair.lose.key, pair.p, pair.score_gap) for pair in pairs])
     key = {
@@ -261,7 +261,7 @@ def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], proces
         "pairs": rows,
     }
     key["scheme"] = {"draws": draws.SCHEME, **{k: cache_keys.SCHEME[k] for k in ("wiring", "latents", "conditions")}}
-    if config.patience:  # measurements that choose the weights of the result or stop training
+    if config.patience:  # these measurements choose the result's weights or stop training
         key["measured"] = {"every": config.validate_every}
     if config.watch and config.stop_drop:
         key["watched"] = {"every": config.watch_every}

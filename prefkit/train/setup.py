@@ -38,21 +38,21 @@ from prefkit.types import Request
 
 @dataclass(frozen=True)
 class Job:
-    """One training run. flip: swap the labels of each pair with probability 1/2, decided by pair id and train.seed."""
+    """One training run. flip: a hash of pair id and train.seed swaps each pair's labels with probability 1/2."""
 
     name: str
     config: Train
     flip: bool = False
 
     def groups(self, objective: Any, pairs: Sequence[PairRow]) -> list[Any]:
-        """Return the training pairs in the objective's shape: as pairs, single images or lists."""
+        """Return the training pairs in the objective's shape: pairs, single images or lists."""
         return groups_of(objective, pairs, self.config.pairs, self.config.seed if self.flip else None)
 
 
 def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
-    """Return the job of train.NAME and, with `controls`, SFT on the winners and the same job on randomly flipped pairs.
+    """Return the job of train.NAME and, with `controls`, two more: SFT on the winners, and training on flipped pairs.
 
-    Controls have the same number of steps. Their samples are not watched: eval measures how they change the scores.
+    In flipped pairs, winner and loser are swapped at random. Controls make the same number of steps and ignore `watch`.
     """
     jobs = [Job(name, config)]
     if controls:
@@ -69,7 +69,7 @@ def load_objective(name: str, config: Train) -> Any:
 class Setup:
     """Everything that a trainer works with, built once and never changed. folder: train/<name>.
 
-    network: rows for the start-up table about compilation, attention and gradient checkpointing.
+    network: rows of the start-up table about compilation, attention and gradient checkpointing.
     """
 
     config: Train
@@ -86,7 +86,7 @@ class Setup:
 
 
 def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -> Setup:
-    """Load only the denoiser, make it trainable, and divide the data into training and held-out pairs.
+    """Load only the denoiser, make it trainable, hold out validation pairs, and return the job's Setup.
 
     data: all pairs, with their caches. Raises UsageError, TrainingError.
     """
@@ -94,7 +94,7 @@ def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -
     objective = load_objective(job.name, config)
     training, held_out = split(data.pairs, config.validation)
     shard = fsdp.shard_of(config) if processes.count > 1 else "none"
-    # with shards, no GPU has to hold the full network
+    # if sharded, load on the CPU, because the full network may not fit on a GPU
     family = loader.load_denoiser(processes.device if shard == "none" else "cpu", data)
     policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
     fsdp.shard_policy(policy, shard, processes, job.name)
@@ -119,7 +119,7 @@ def too_few_pairs(name: str) -> UsageError:
 
 
 class ModelLoader:
-    """Loads the recipe's model for training, and names the cache folders."""
+    """Loads the recipe's model for training, and determines the cache folders."""
 
     def __init__(self, store: Store, recipe: Recipe, config: Train, folder: Path) -> None:
         self.store, self.recipe, self.config, self.folder = store, recipe, config, folder
@@ -144,7 +144,7 @@ class ModelLoader:
         return self.caches / cache_keys.latents_key(self._common)
 
     def conditions_folder(self) -> Path:
-        """Return the folder with the prompts' conditions. Its name depends on the wiring, so a capture changes it."""
+        """Return the folder of the prompts' conditions. Its name depends on the recorded pipeline call, if there is one."""
         key = cache_keys.conditions_key(self._common, self.revision.get("inputs"), self.call, self.wiring())
         return self.caches / key / "conditions"
 
@@ -159,7 +159,7 @@ class ModelLoader:
         return self.caches / key / "wiring.json"
 
     def masks(self, pairs: Sequence[PairRow]) -> Masks | None:
-        """Return the masks of the pairs' images; later calls return the first call's. None without train.mask."""
+        """Return the masks of the pairs' images, which are looked up only once, or None without train.mask."""
         if self.config.mask is not None and self._masks is None:
             self._masks = Masks(self.config.mask, pairs, self.store)
         return self._masks
@@ -189,12 +189,12 @@ class ModelLoader:
         return family
 
     def _example(self) -> Request:
-        """Return a request that has all of model.inputs, for the capture. Raises UsageError if there is none."""
+        """Return a request that has all of model.inputs, with which to capture the pipeline. Raises UsageError."""
         keys = set(fields_of(self.recipe.model.inputs).values())
         example = next((request for request in self.store.requests() if keys <= request.extra.keys()), None)
         if example is None:
             raise UsageError(
-                f"model.inputs: no request of {self.store.folder} has all of {', '.join(sorted(keys))}, so the "
+                f"model.inputs: no request in {self.store.folder} has all of {', '.join(sorted(keys))}, so the "
                 "pipeline cannot be captured. Run `prefkit generate` with requests that have them."
             )
         return example
@@ -204,7 +204,7 @@ class ModelLoader:
         return self.load(device, (height, width), {"denoiser"}, self.wiring())
 
     def wiring(self) -> Wiring | None:
-        """Return the pipeline's wiring if an earlier capture has recorded it, else None."""
+        """Return the pipeline's wiring (how it calls its denoiser) if a capture has recorded it, else None."""
         path = self.wiring_file()
         if self._wiring is None and path.exists():
             try:
@@ -214,7 +214,7 @@ class ModelLoader:
         return self._wiring
 
     def share_wiring(self, group: Group) -> None:
-        """Use rank 0's wiring in all processes, since a process on another machine may not see the wiring file yet."""
+        """Use rank 0's wiring in all processes, because the wiring file may not be visible on other machines yet."""
         wiring = self.wiring() if group.main else None
         text = group.broadcast(None if wiring is None else wiring.to_json())
         self._wiring = None if text is None else Wiring.from_json(text)
@@ -237,7 +237,7 @@ class ModelLoader:
 
 
 def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
-    """True if this generator's candidates, and so their stored latents, were made with this base."""
+    """True if this base model made the generator's candidates, and so their stored latents."""
     spec = store.candidates(generator).spec() or {}
     return spec.get("model") == base["base"] and (spec.get("config") or None) == base.get("config")
 
@@ -245,7 +245,7 @@ def _made_by(store: Store, generator: str, base: dict[str, str]) -> bool:
 def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
     """Return the pipeline's call arguments that affect the denoiser, taken from the recipe's generators.
 
-    Raises UsageError if the generators differ in these arguments even after train.guidance has replaced their guidance.
+    If train.guidance is set, it replaces the generators' guidance. Raises UsageError if these arguments still differ.
     """
     calls: list[dict[str, Any]] = []
     for settings in recipe.generate.values():
@@ -256,8 +256,8 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
             calls.append(call)
     if len(calls) > 1:
         raise UsageError(
-            f"train: the generators of this recipe differ in their call ({' against '.join(map(str, calls[:2]))}), but "
-            "training uses one set of call arguments. Set train.guidance, and give all generators the same `call`."
+            f"train: the generators' call arguments differ ({' against '.join(map(str, calls[:2]))}), but training "
+            "uses one set of arguments. Set train.guidance, and give all generators the same `call`."
         )
     if calls:
         return calls[0]
@@ -265,9 +265,9 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
 
 
 def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> list[Any]:
-    """Return the groups that these jobs visit in any step, mirrored if the visit mirrors them, and the held-out pairs.
+    """Return the held-out pairs and all groups that these jobs visit, mirrored if a visit mirrors them.
 
-    The order of groups is a function of the position in training, so the visited groups are known in advance.
+    The order of groups depends only on the position in training, so the visits are known in advance.
     """
     groups: list[Any] = []
     for job in jobs:
@@ -276,7 +276,7 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
         all_groups = job.groups(load_objective(job.name, config), training)
         length = config.steps * config.batch_size * config.accumulation * processes
         views = Augmentation(config.flip, config.seed)
-        if not views.flip:  # the first permutation already holds every group
+        if not views.flip:  # the first permutation contains every group
             length = min(length, len(all_groups))
         visits = sorted({order(len(all_groups), config.seed, position) for position in range(length)})
         shown = (views.at(all_groups[index], visit) for index, visit in visits)
@@ -286,7 +286,7 @@ def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> li
 
 
 def open_caches(loader: ModelLoader, pairs: list[PairRow], source: PairSource) -> PairData:
-    """Return the pairs with opened caches; with train.resolution, the images are assigned to aspect buckets."""
+    """Return the pairs with opened caches. If train.resolution is set, images are assigned to aspect buckets."""
     store, config = loader.store, loader.config
     if config.resolution is not None:
         pairs = aspect_buckets.assign_buckets(pairs, source, store, config.resolution)
@@ -300,16 +300,16 @@ def open_caches(loader: ModelLoader, pairs: list[PairRow], source: PairSource) -
 def prepare(
     loader: ModelLoader, pairs: list[PairRow], source: PairSource, processes: Processes, jobs: Sequence[Job] = ()
 ) -> PairData:
-    """Return all pairs, after all processes have cached the missing latents and conditions that `jobs` need.
+    """Return all pairs, once all processes have cached the missing latents and conditions that `jobs` need.
 
-    Without jobs, every pair is cached, with train.flip also its mirrored version.
+    Without jobs, every pair is cached and, if train.flip is set, its mirrored version too.
     """
     processes.group.lead(loader.check_caches)
     store, data = loader.store, open_caches(loader, pairs, source)
     size = data.pairs[0].win.bucket or batches.first_size(source, store, pairs)
     family: Any = None
     loader.share_wiring(processes.group)
-    if loader.wiring() is None:  # the folder of conditions depends on it
+    if loader.wiring() is None:  # the name of the conditions folder depends on the wiring
         family = _capture(loader, size, processes)
         processes.group.lead(lambda: check_cache(loader.conditions_folder()))
         data.conditions = Cache(loader.conditions_folder())
@@ -319,11 +319,11 @@ def prepare(
     for cache in (data.latents, data.conditions, data.weights):
         if cache is not None:
             _synchronize(processes, cache)
-    # decided by rank 0: processes that disagreed would wait for each other for ever
+    # rank 0 decides for all, because processes that disagree would wait for each other for ever
     complete = processes.group.broadcast(wanted.encoded() and prompted.complete() and preflight.complete(loader, data))
     if not complete:
         family = family or loader.load(processes.device, size, None, loader.wiring(), sequential_offload=True)
-        doing = "encoding the pairs' candidates and prompts"
+        doing = "while encoding the pairs' candidates and prompts"
         remedy = "Free the device, or set model.quantize."
         with diagnose.explain_out_of_memory(loader.folder.name, processes.device, doing, remedy):
             _fill(loader, data, wanted, prompted, family, source, processes)
@@ -334,7 +334,7 @@ def prepare(
 
 
 def _capture(loader: ModelLoader, size: tuple[int, int], processes: Processes) -> Any:
-    """Load the family; rank 0 captures the pipeline and shares the wiring with the other processes."""
+    """Capture the pipeline on rank 0, share the wiring with all processes, and return the loaded family."""
     family: Any = None
     if processes.main:
         family = loader.load(processes.device, size, None, None, sequential_offload=True)
@@ -358,7 +358,7 @@ def _fill(
     if getattr(family, "from_payload", False):
         generators = store.names("candidates")
     else:
-        family.pipe.vae.float()  # latents are made once, so they are made in full precision
+        family.pipe.vae.float()  # latents are encoded only once, so full precision costs little
     images = [image for group in [*wanted.pairs, *preflight.foreign(loader, data)] for image in group.images]
     batches.fill_latents(data, images, family, source, store, generators, share)
     _synchronize(processes, data.latents)
@@ -377,6 +377,6 @@ def _fill(
 
 
 def _synchronize(processes: Processes, cache: Cache) -> None:
-    """Make all processes use the same cache parts: those that any process has written or opened and all can read."""
+    """Make all processes use the same cache parts: those that some process uses and all processes can read."""
     cache.expect({name for names in processes.group.gather(cache.parts()) for name in names})
     cache.keep(set.intersection(*map(set, processes.group.gather(cache.parts()))))

@@ -1,4 +1,4 @@
-"""Start-up tables: the settings and sizes of a training run, printed to stderr before its first step."""
+"""Start-up tables: the settings and sizes of a training run, printed to stderr before the first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefkit.train.setup import Setup
 
 
 def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, Any]:
-    """Print the table of an offline training run and return its rows.
+    """Print the table of an offline training run and return the rows.
 
     validation: number of held-out pairs; elements: number of latent elements of one image.
     """
@@ -44,7 +44,7 @@ def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, A
 def show_online(
     name: str, config: Train, online: Online, objective: Any, model: Mapping[str, Any], processes: int
 ) -> dict[str, Any]:
-    """Print the table of an online training run, with its batch arithmetic, and return its rows.
+    """Print the table of an online training run, with the batch arithmetic, and return the rows.
 
     model: rows about the loaded model (see `online_model_rows`), including `sample_batch`.
     """
@@ -74,8 +74,8 @@ def show_online(
     _print(rows)
     if config.precision != "no" and sampled != size:
         output.warn(
-            f"sampling uses batches of {sampled} and training batches of {size}: in {config.precision}, rounding may "
-            "differ between the two. Set online.sample_batch to train.batch_size if log-probabilities drift."
+            f"sampling uses batches of {sampled}, but training uses batches of {size}; in {config.precision}, rounding "
+            "may depend on the size. Set online.sample_batch to train.batch_size if log-probabilities drift."
         )
     return rows
 
@@ -83,9 +83,9 @@ def show_online(
 def online_model_rows(
     config: Train, objective: Any, policy: Policy, steps: int, noise: str, requests: tuple[int, int]
 ) -> dict[str, Any]:
-    """Return the rows of `show_online` about the loaded model.
+    """Return the rows about the loaded model for `show_online`.
 
-    steps: number of sampling steps; requests: numbers of requests (trained on, watched).
+    steps: number of sampling steps; requests: number of requests (trained on, watched).
     """
     online = config.online or Online()
     rows: dict[str, Any] = {"sample_batch": online.sample_batch or config.batch_size}
@@ -97,7 +97,7 @@ def online_model_rows(
     else:
         rows["steps"] = f"{steps}, with the generator's own sampler"
     rows["trainable parameters"] = _trainable(policy)
-    reference = f"refreshed every {online.refresh} rounds" if online.refresh else "the start"
+    reference = f"refreshed every {online.refresh} rounds" if online.refresh else "the initial model"
     rows["reference"] = "none" if objective.reference == "none" else reference
     rows["requests"] = f"{requests[0]} trained on, {requests[1]} watched"
     return rows

@@ -1,8 +1,8 @@
-"""Training loop of offline and online training, and the offline trainer, which learns from pairs.
+"""The training loop that offline and online training share, and the offline trainer, which learns from pairs.
 
-A global batch is the same set of (pair, visit) for any split into processes and micro-batches; each pair has the weight
-1 / global batch, and gradients are summed. All randomness is a function of counters, so checkpoints hold no random
-state.
+A global batch contains the same (pair, visit) entries for any split into processes and micro-batches. Each pair's loss
+is divided by the size of the global batch, and gradients are summed. Random draws depend only on seeds and counters, so
+checkpoints hold no random state.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 
 class TrainingLoop:
-    """Loop of offline and online training: logging, progress, interruption, checkpoints, exact resume.
+    """The training loop: logging, progress, interruption, checkpoints, exact resume.
 
-    unit: "step" | "round"; step: number of units done, out of `total`. metrics: those of the last unit; shown: names of
-    the metrics on the progress bar.
+    unit: "step" | "round"; step: number of finished units, out of `total`. metrics: metrics of the last unit; shown:
+    names of the metrics on the progress bar.
     """
 
     unit: str
@@ -61,18 +61,18 @@ class TrainingLoop:
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Do the work that must precede loading the last checkpoint."""
+        """Do what must be done before the last checkpoint is loaded."""
 
     def work(self, end: int) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
-        """Train from `step` to `end`; yield (metrics, further values to log) for each step or round."""
+        """Train from `step` to `end`; yield (metrics, other values to log) for each step or round."""
         raise NotImplementedError
 
     def evaluate(self, log: Log | None) -> None:
-        """Make the measurements that are due after `step`, and decide whether to stop."""
+        """Make the measurements that are due at `step`, and decide whether to stop."""
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what a checkpoint stores besides policy, optimizer and objective: (JSON values, tensors)."""
+        """Return (JSON values, tensors) that a checkpoint stores besides policy, optimizer and objective."""
         raise NotImplementedError
 
     def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -176,7 +176,7 @@ class Trainer(TrainingLoop):
 
     # -- one step -------------------------------------------------------------------------------------------------
     def batch_indices(self, step: int) -> list[list[tuple[Any, int]]]:
-        """Return the (group, visit) of every sample, for each of this process's micro-batches of a step (0-based)."""
+        """Return the (group, visit) entries of each of this process's micro-batches at a step (0-based)."""
         size, groups = self.config.batch_size, self.data.pairs
         batches = []
         for micro in range(self.config.accumulation):
@@ -186,7 +186,7 @@ class Trainer(TrainingLoop):
         return batches
 
     def micro_batches(self, step: int) -> list[list[Batch]]:
-        """Return this process's micro-batches of a step, each split into batches of one condition signature."""
+        """Return this process's micro-batches at a step, each split into batches of one condition signature."""
         micro_batches = [list(self.data.batches(self.family, indices)) for indices in self.batch_indices(step)]
         if self.reference_cache is not None:
             for batch in (batch for batches in micro_batches for batch in batches):
@@ -200,7 +200,7 @@ class Trainer(TrainingLoop):
             return self.family.residuals(net, batch.latents, batch.draw, batch.condition)
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G], summed over heads, with gradients, and metrics, each [G]."""
+        """Return the loss [G], summed over heads and with gradients, and the metrics, each [G]."""
         reference = self.reference_errors(batch)
         residuals = self.residuals(self.policy.net, batch)
         total: Tensor | None = None
@@ -215,7 +215,7 @@ class Trainer(TrainingLoop):
         return total, metrics
 
     def reference_errors(self, batch: Batch) -> dict[str, Errors]:
-        """Return the reference's errors by head, without gradients; empty for an objective without a reference."""
+        """Return the reference's errors by head, without gradients; empty if the objective has no reference."""
         kind = self.objective.reference
         if kind == "none":
             return {}
@@ -286,10 +286,10 @@ class Trainer(TrainingLoop):
             self.validation.reference = self.measure(reference=True)
 
     def measure(self, reference: bool) -> Tensor:
-        """Return the errors of policy or reference on the held-out pairs at their fixed draws."""
+        """Return the errors of the policy, or of the reference, on the held-out pairs at fixed draws."""
         assert self.validation is not None
         with self.measuring(reference) as errors:
-            if self.policy.sharded:  # all processes make the same passes; those of rank 0 count
+            if self.policy.sharded:  # all processes make the same passes, and rank 0's errors are used
                 return self.processes.sum(self.validation.errors(errors, (0, 1)) * self.processes.main)
             return self.processes.sum(self.validation.errors(errors, (self.processes.rank, self.processes.count)))
 
@@ -350,7 +350,7 @@ class Trainer(TrainingLoop):
 
 
 def over_heads(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics by name, averaged over heads (keys head/name)."""
+    """Average metrics with keys head/name over the heads, and return them by name."""
     values: dict[str, list[float]] = {}
     for name, value in metrics.items():
         values.setdefault(name.rpartition("/")[2], []).append(value)

@@ -65,7 +65,7 @@ def test_dry_run_writes_nothing(recipe, cli):
     ("arguments", "message"),
     [
         (["genrate"], "Did you mean 'generate'"),
-        (["generate"], "no run: give its folder"),
+        (["generate"], "no run is given. Give a run folder"),
         (["generate", "-r", "none.yaml"], "none.yaml could not be read"),
         (["generate", "x", "--limit", "0"], "'0' is not a whole number above 0"),
         (["generate", "x", "--steps"], "--steps needs a value"),
@@ -137,7 +137,7 @@ def test_equal_scores_leave_no_pair(recipe, cli):
     for stage in ("generate", "score"):
         assert cli(stage, "-r", recipe, "-q", "--limit", 9)[0] == 0
     code, _, err = cli("pair", "-r", recipe)
-    assert code == 2 and "would be ties" in err and not (recipe.parent / "run/pairs/main").exists()
+    assert code == 2 and "are ties (gaps of" in err and not (recipe.parent / "run/pairs/main").exists()
 
 
 def test_decisions_leave_candidates_out(recipe, cli):

@@ -280,7 +280,7 @@ def test_dry_run_describes_every_round(laid_out, cli, monkeypatch):
         (["--train.dpo.objective", "d3po"], "the training is online (d3po)"),
         (["--train.dpo.pairs", "owner/data"], "an entry under `pair` of this recipe"),
         (["--generate.own.model", "dpo"], "Remove its key `model`"),
-        (["--generate.own.use", "draw.py:draw"], "no entry under `generate` samples the trained model"),
+        (["--generate.own.use", "draw.py:draw"], "no entry under `generate` can sample a trained model"),
         (["--model.adapters", "{some/adapter: 1.0}"], "train.NAME.lora.resume to true"),
     ],
 )
@@ -297,7 +297,7 @@ def test_a_folder_with_tables_of_its_own_is_refused(laid_out, cli, monkeypatch, 
     Store.create(tmp_path / "plain")
     (tmp_path / "plain" / "candidates" / "own").mkdir(parents=True)
     code, _, err = cli("run", "-r", "r.yaml", "--run", tmp_path / "plain")
-    assert code == 2 and "holds a run without rounds (its candidates)" in err
+    assert code == 2 and "already contains a run without rounds (it has candidates)" in err
 
 
 def test_a_failed_first_command_leaves_no_folder(laid_out, cli, monkeypatch):

@@ -29,14 +29,14 @@ def refused(entry, of=None, generate=OWN, **model):
 OFFLINE = [
     (Train(lora=None), {"quantize": "int8"}, objective(), "train.a.lora is null"),
     (Train(cache_reference=True), {}, objective(reference="ema"), "train.a.cache_reference needs a fixed reference"),
-    (Train(cache_reference=True), {}, objective(reference="none"), "train.a.cache_reference needs a reference"),
+    (Train(cache_reference=True), {}, objective(reference="none"), "train.a.cache_reference is set, but"),
     (
         Train(cache_reference=True),
         {},
         objective(needs_residual=True),
         "train.a.cache_reference stores only mean errors",
     ),
-    (Train(patience=1, validation=0), {}, objective(), "train.a.patience is 1, but validation: 0"),
+    (Train(patience=1, validation=0), {}, objective(), "train.a.patience is 1, but validation is 0"),
     (Train(flip=True), {"inputs": {"image": "extra.image"}}, objective(), "train.a.flip mirrors"),
     (Train(watch=["size"], family="f.py:F"), {}, objective(), "but the family is f.py:F"),
     *(
@@ -63,14 +63,14 @@ def test_offline_training(entry, model, of, message):
 ONLINE_ROWS = [
     ({"rewards": {}}, {}, objective(), "train.a.online.rewards is empty"),
     ({}, {"lora": Lora(dropout=0.1)}, objective(), "train.a.lora.dropout is 0.1"),
-    ({}, {"compile": True}, objective(), "train.a.compile is for offline training"),
+    ({}, {"compile": True}, objective(), "train.a.compile is only for offline training"),
     ({"noise": "cps"}, {}, objective("step", trust="guard"), "train.a.online.noise is cps"),
     ({"samples": 1}, {}, objective(), "train.a.online.samples is 1"),
     ({"samples": 1, "statistics": "grouped"}, {}, objective("step"), "train.a.online.samples is 1"),
     ({"samples": 2000, "requests": 2000}, {}, objective(), "a round has 4,000,000 samples"),
     ({"updates": 65}, {}, objective("step"), "train.a.online.updates is 65, but a round has only 64"),
     ({"generator": "other"}, {}, objective(), "train.a.online.generator is other, which is not an entry"),
-    ({"generator": "drawn"}, {}, objective(), "train.a.online.generator must be a diffusers generator"),
+    ({"generator": "drawn"}, {}, objective(), "train.a.online.generator must name an entry with use: diffusers"),
     ({}, {"shard": "fsdp2"}, objective(), "online training samples with the full model"),
     ({}, {"accumulation": 2}, objective("step"), "train.a.accumulation is 2, but online training does not read it"),
     ({}, {"time_sampling": "uniform"}, objective("step_pair"), "train.a.time_sampling is uniform"),
@@ -99,7 +99,7 @@ def test_every_setting_that_online_training_does_not_read_is_met_above():
 
 def test_online_training_needs_a_generator_and_no_inputs():
     entry = Train(online=ONLINE)
-    assert "online.generator is unset, and no entry under generate" in refused(entry, generate={})
+    assert "online.generator is not set, and no entry under generate" in refused(entry, generate={})
     assert "model.inputs" in refused(entry, inputs={"image": "extra.image"})
     assert "rewards is empty" in refused(Train(objective=Choice("ddpo")), objective("step"))  # online by its shape
 
@@ -109,5 +109,5 @@ def test_warnings(capsys):
     entry = Train(online=replace(ONLINE, statistics="group", rounds=3), pairs="main")
     check("train", "a", Recipe(generate=OWN), entry, objective("step"))
     err = capsys.readouterr().err
-    assert "warmup is 20 updates but the training has 3," in err and "pairs (main) has no effect" in err
+    assert "warmup is 20 steps, but the training has only 3," in err and "pairs (main) has no effect" in err
     assert "online.samples is 8: groups below 12" in err

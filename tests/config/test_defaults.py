@@ -102,9 +102,9 @@ def test_sections_given_in_python_are_laid_over_the_run_s_own_recipe(run):
     [
         (
             "generate: {n: 4}",
-            r"generate.n: is a key of an entry, and entries have names: write generate: {own: {n: 4}}",
+            r"generate.n: is a key of an entry, and every entry needs a name: write generate: {own: {n: 4}}",
         ),
-        ("score: {use: jpeg}", r"entries have names: write score: {own: {use: jpeg}}"),
+        ("score: {use: jpeg}", r"every entry needs a name: write score: {own: {use: jpeg}}"),
         ("pair: {a: {strategy: margin}}", "Did you mean 'use'"),
         ("train: {a: {lr: 1}}", "Did you mean 'learning_rate'"),
         ("train: {a: {beta: 1}}", "Did you mean 'objective.beta'"),

@@ -33,7 +33,7 @@ def write(folder: Path, text: str) -> Path:
             "r.yaml:3: score.a.direction: must be one of compress, expand",
         ),
         ("run: x\npair:\n  a: {k: two}", "r.yaml:3: pair.a.k: must be a whole number, not two"),
-        ("run: x\nrun: y", "r.yaml:2: run: given twice"),
+        ("run: x\nrun: y", "r.yaml:2: run: the key is given twice"),
         ("run: [x", "r.yaml:.*: not valid YAML"),
         ("- a", "r.yaml:1: a recipe is a mapping"),
         (

@@ -80,7 +80,7 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("generate", ["--height", "0"], "generate.own.height is 0: it must be at least 1."),
         ("generate", ["--format", "jpg"], "generate.own.format: 'jpg' is not known; choose png or webp."),
         ("generate", ["--requests.test_share", "3"], "requests.test_share is 3: it must be between 0 and 1."),
-        ("generate", ["--splits", "[trian]"], "there are only requests in test, train."),
+        ("generate", ["--splits", "[trian]"], "the requests are in test, train."),
         ("generate", ["--device", "tpu"], "unknown device 'tpu'; choose cpu, cuda or mps."),
         ("score", ["--size.batch_size", "0"], "score.size.batch_size is 0"),
         ("pair", ["--generators", "[nope]"], "no candidates from nope; generators with candidates: own."),
@@ -119,7 +119,7 @@ def test_a_first_command_that_fails_leaves_no_run_but_what_was_there(tmp_path, m
     assert files(tmp_path / "mine") == {"recipe.yaml", "notes.txt"}
     assert (tmp_path / "mine/recipe.yaml").read_text() == "# mine\n"
     code, _, err = cli("generate", "mine/notes.txt")
-    assert code == 2 and "is a file, but a run is a folder" in one_paragraph(err)
+    assert code == 2 and "is a file, not a run folder" in one_paragraph(err)
 
 
 # -- prompts ------------------------------------------------------------------------------------------------------
@@ -151,9 +151,9 @@ def test_nasty_prompts_go_all_the_way(drawn, cli):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("p.txt", "  \n\t\n", "holds no prompt"),
-        ("p.jsonl", '{"prompt": 3}\n', "the prompt 3 is an int. Write it as text"),
-        ("p.jsonl", '{"prompt": "\\ud800"}\n', "holds half of a character"),
+        ("p.txt", "  \n\t\n", "contains no prompt"),
+        ("p.jsonl", '{"prompt": 3}\n', "the prompt 3 is an int, not text. Put it in quotes"),
+        ("p.jsonl", '{"prompt": "\\ud800"}\n', "is not valid Unicode"),
         ("p.jsonl", '{"prompt": "a\\u0000b"}\n', "contains a NUL character"),
         ("p.jsonl", '{"prompt": "a", "s": "../x"}\n', "'../x' cannot name a split"),
     ],
@@ -236,7 +236,7 @@ def test_one_wrong_byte_in_an_image_is_found_and_redone(drawn, cli):
     flip(table.parts()[0], b"IDAT")
     (drawn.parent / "run/pairs/main/spec.json").unlink()
     code, _, err = cli("pair", "-r", drawn)
-    assert code == 1 and "was damaged and renamed to" in one_paragraph(err)
+    assert code == 1 and "is damaged and was renamed to" in one_paragraph(err)
     assert "Run `prefkit generate`" in one_paragraph(err)
     code, _, err = cli("pair", "-r", drawn)
     assert code == 2 and "No candidate has an image: run `prefkit generate`" in one_paragraph(err)
@@ -307,7 +307,7 @@ def test_a_loss_that_turns_nan_keeps_the_checkpoint_and_the_name_where_there_is_
     stages(cli, recipe, "generate", "score", "pair")
     wild = ["--learning_rate", "1e30", "--warmup", "0"]
     code, _, err = cli("train", "-r", recipe, *wild)
-    assert code == 1 and "is not finite" in err and "So far no checkpoint exists" in one_paragraph(err)
+    assert code == 1 and "is not finite" in err and "No checkpoint exists yet" in one_paragraph(err)
     code, _, err = cli("train", "-r", recipe, *wild, "--checkpoint_every", "1")
     assert code == 1 and "The checkpoint of step 1 is kept" in one_paragraph(err)
     folder = recipe.parent / "run/train/dpo"

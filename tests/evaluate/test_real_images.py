@@ -133,11 +133,11 @@ def test_a_file_that_cannot_be_read_is_named(folder, tmp_path, make):
 
 def test_real_needs_an_encoder():
     recipe = Recipe(generate={"own": Generate()}, eval={"held": Eval(real="photos")})
-    with pytest.raises(UsageError, match="eval.held.real is photos, but encoder is unset"):
+    with pytest.raises(UsageError, match="eval.held.real is photos, but encoder is not set"):
         compatibility.check("eval", "held", recipe)
 
 
 def test_weights_of_no_encoder_are_refused():
     recipe = Recipe(generate={"own": Generate()}, eval={"held": Eval(encoder_pretrained="net.pth")})
-    with pytest.raises(UsageError, match="eval.held.encoder_pretrained is net.pth, but encoder is unset"):
+    with pytest.raises(UsageError, match="eval.held.encoder_pretrained is net.pth, but encoder is not set"):
         compatibility.check("eval", "held", recipe)

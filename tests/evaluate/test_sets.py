@@ -80,7 +80,7 @@ def test_the_generator_of_an_evaluation_is_one_that_loads_models():
     drawn, own = Generate(use="gen.py:draw"), Generate(steps=7)
     recipe = Recipe(generate={"drawn": drawn, "own": own})
     assert sets.settings_of(recipe, Eval())[0] == "own"
-    with pytest.raises(UsageError, match="loads no trained model"):
+    with pytest.raises(UsageError, match="cannot load trained models"):
         compatibility.check("eval", "e", recipe, Eval(generator="drawn"))
     with pytest.raises(UsageError, match="use: diffusers"):
         compatibility.check("eval", "e", Recipe(generate={"drawn": drawn}), Eval())

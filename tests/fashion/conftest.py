@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-MODULES = ("tables", "rule", "samplers", "world", "convert")
+MODULES = ("tables", "rule", "samplers", "world", "convert", "idx", "ceilings", "fashion_mnist")
 
 
 @pytest.fixture

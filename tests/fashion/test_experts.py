@@ -27,7 +27,7 @@ def trim(folder):
 
 @pytest.fixture
 def world(fashion, tmp_path, monkeypatch):
-    """tmp_path/fashion, with two requests more: an unknown user, and an outfit without other items."""
+    """tmp_path/fashion, with requests more: an unknown user, no user, no other items, and none of these columns."""
     monkeypatch.chdir(tmp_path)
     fashion.world.write_world(tmp_path / "fashion", 4, 1, 24)
     trim(tmp_path / "fashion")
@@ -36,9 +36,12 @@ def world(fashion, tmp_path, monkeypatch):
     with open(path, "a") as file:
         for changed in (
             {"request_id": "stranger", "user": "eve"},
+            {"request_id": "nobody", "user": None},
             {"request_id": "alone", "outfit": [], "colours": []},
+            {"request_id": "bare", "user": ..., "outfit": ...},
         ):
-            file.write(json.dumps(first | changed) + "\n")
+            row = {name: value for name, value in (first | changed).items() if value is not ...}
+            file.write(json.dumps(row) + "\n")
     return tmp_path
 
 
@@ -61,12 +64,13 @@ def test_the_experts_on_a_small_world(world, cli):
     assert code == 3, error  # a fifth of the scores is missing, so that `run` stops before the pairs
     store = Store(world / "runs/fashion-experts")
     names = {row["id"]: row["request_id"] for row in store.candidates("own").read(["id", "request_id"]).to_pylist()}
-    assert len(names) == 20  # of the five training requests
-    missing = {"compatibility": {"alone"}, "taste": {"stranger"}, "personal": {"stranger"}}
+    assert len(names) == 28  # of the seven training requests
+    unknown = {"stranger", "nobody", "bare"}
+    missing = {"compatibility": {"alone", "bare"}, "taste": unknown, "personal": unknown}
     for expert in EXPERTS:
         rows = store.scores(expert).read().to_pylist()
         without = {names[row["id"]] for row in rows if row["value"] is None}
-        assert len(rows) == 20 and without == missing.get(expert, set())
+        assert len(rows) == 28 and without == missing.get(expert, set())
         assert all(row["error"] for row in rows if row["value"] is None)
         values = [row["value"] for row in rows if row["value"] is not None]
         assert len(set(values)) > len(values) // 2  # values, not a constant
@@ -75,4 +79,4 @@ def test_the_experts_on_a_small_world(world, cli):
     for pairs in ("ours", "published"):
         assert (world / "runs/fashion-experts/pairs" / pairs / "spec.json").is_file()
     rows = store.scores("rule").read().to_pylist()
-    assert {row["value"] for row in rows} <= {0.0, 1.0} and len(rows) == 20
+    assert {row["value"] for row in rows} <= {0.0, 1.0} and len(rows) == 28

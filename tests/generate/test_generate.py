@@ -161,7 +161,7 @@ def test_all_failing_stops_with_the_reason(recipe, tmp_path):
         ({"splits": ["dev"]}, "no request is in the splits"),
         (
             {"use": "gen.py:draw", "model": "dpo"},
-            "model is dpo, a trained model, which gen.py:draw would not load",
+            "model is dpo, a trained model, which gen.py:draw cannot load",
         ),
         ({"use": "nothing"}, "no generator is called 'nothing'"),
         ({"call": {"foo": 1}}, "takes no argument foo"),

@@ -107,7 +107,7 @@ def test_what_pandas_makes_of_dates_arrays_and_gaps(tmp_path, generate):
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b\\u0000"}', "p.jsonl row 2 (line 2): the prompt 'b\\x00' contains"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": 5}', "p.jsonl row 2 (line 2): the prompt 5 is an int"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": ["b"]}', "p.jsonl row 2 (line 2): the prompt ['b'] is a list"),
-        ("p.csv", "prompt,request_id\na,1\nb,1\n", "p.csv row 2 (line 3): request_id '1' is used for two"),
+        ("p.csv", "prompt,request_id\na,1\nb,1\n", "p.csv row 2 (line 3): request_id '1' already belongs to another"),
     ],
 )
 def test_a_row_that_cannot_be_taken_is_named(tmp_path, generate, name, text, message):
@@ -161,7 +161,7 @@ def test_the_column_that_names_the_split(tmp_path, generate, capsys):
     _, err, found = generate(path, split_column="split")
     assert "column 'split'" not in err and [row.split for row in found.values()] == ["test", "train", "train"]
     read_requests(Requests(str(path)), every_row=True)  # as an evaluation set, whose rows are all used
-    assert "in 2 rows, is not used: every row is taken" in capsys.readouterr().err
+    assert "in 2 rows, is not used: all rows are read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_what_is_left_out_is_counted(tmp_path, generate):
     frame = pd.DataFrame({"prompt": ["a", "b"], "jpg": [b"\xff", None], "seen": [[{"bytes": b"x"}], []]})
     frame.to_parquet(tmp_path / "p.parquet")
     _, err, found = generate(tmp_path / "p.parquet")
-    assert "the column 'jpg' holds bytes or images in 1 row, where it is left out" in " ".join(err.split())
+    assert "the column 'jpg' contains bytes or images in 1 row; these values are left out" in " ".join(err.split())
     assert [dict(row.extra) for row in found.values()] == [{}, {"seen": []}]
 
 

@@ -52,15 +52,19 @@ def test_a_split_column_decides(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("p.txt", "", "holds no prompt"),
-        ("p.txt", "   \n\t\n", "holds no prompt"),
+        ("p.txt", "", "contains no prompt"),
+        ("p.txt", "   \n\t\n", "contains no prompt"),
         ("p.jsonl", "{not json", r"p.jsonl row 1 \(line 1\): not valid JSON"),
         ("p.jsonl", "[1]", r"p.jsonl row 1 \(line 1\): .* is not an object"),
         ("p.jsonl", '{"text": "a"}', "no column 'prompt'; its columns are text. Set requests.prompt_column"),
         ("p.csv", "text\na\n", "no column 'prompt'"),
         ("p.parquet", "not parquet", "cannot be read as Parquet"),
         ("p.docx", "x", r"use one of \.csv"),
-        ("p.jsonl", '{"prompt": "a", "request_id": "1"}\n{"prompt": "b", "request_id": "1"}', "two different requests"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "request_id": "1"}\n{"prompt": "b", "request_id": "1"}',
+            "belongs to another request",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said(tmp_path, name, text, message):

@@ -70,7 +70,7 @@ def test_a_control_is_called_one_and_its_recipe_makes_it(render):
         store.train("dpo").rename(store.train("dpo-sft"))
 
     _, text = render(control, train="dpo-sft")
-    assert "itself a control, of dpo" in text and "The table includes" not in text
+    assert "itself a control for dpo" in text and "The table includes" not in text
     assert "entry train.dpo with `controls: true`" in text and "steps: 300" in text
 
 
@@ -82,8 +82,8 @@ def test_online_training_is_no_training_on_pairs(render):
         write_json(store.train("dpo") / "spec.json", spec)
 
     _, text = render(online)
-    assert "trained by the rewards warmth of its own samples" in text and "online, samples | 4" in text
-    assert "rewarded by warmth: these are not independent judges" in text and "pairs were chosen" not in text
+    assert "trained with the rewards warmth on its own samples" in text and "online, samples | 4" in text
+    assert "rewarded by warmth. A reward is not an independent judge" in text and "pairs were chosen" not in text
 
 
 def test_folders_here_are_no_repositories(render, tmp_path, monkeypatch):

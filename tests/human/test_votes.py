@@ -140,10 +140,10 @@ def test_edited_cut_foreign_and_other_files(run, tmp_path):
         with pytest.raises(UsageError, match="foreign.json: its page .* was not made from"):
             import_votes(run, tmp_path / "foreign.json")
     save(tmp_path / "newer.json", SAID, prefkit_votes=2)
-    with pytest.raises(UsageError, match="newer.json: written by another version"):
+    with pytest.raises(UsageError, match="newer.json: the file has version 2, but"):
         import_votes(run, tmp_path / "newer.json")
     save(tmp_path / "named.json", SAID, annotator="Ann")
-    with pytest.raises(UsageError, match="named.json: it has no annotator"):
+    with pytest.raises(UsageError, match="named.json: the file has no valid annotator"):
         import_votes(run, tmp_path / "named.json")
     (tmp_path / "plain.json").write_text("[]")
     with pytest.raises(UsageError, match="holds no file of votes"):

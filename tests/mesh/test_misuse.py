@@ -60,7 +60,7 @@ def recipe(tmp_path, mesh_model):
         ({"camera": "pinhole"}, "`camera` .* is invalid"),
         (
             {"keypoints2d": [[1, 2, 1]] * 12},
-            "keypoints2d has 12 rows, but keypoint_names .unset: free18. stands for 18",
+            "keypoints2d has 12 rows, but keypoint_names .unset: free18. defines 18",
         ),
     ],
 )
@@ -94,7 +94,11 @@ def test_a_wrong_mask_is_a_value_error(mask):
         ("generate", ("steps: 2", "steps: 2, scheduler: DDIMScheduler"), "generate.own.scheduler is set"),
         ("generate", ("steps: 2", "steps: 2, negative_prompt: x"), "generate.own.negative_prompt is set"),
         ("generate", ("steps: 2", "steps: 2000"), "the model has 1000 timesteps"),
-        ("generate", ("use: mesh, n: 1, steps: 2, call: {render: false}", "n: 1"), "is a mesh model, not a pipeline"),
+        (
+            "generate",
+            ("use: mesh, n: 1, steps: 2, call: {render: false}", "n: 1"),
+            "is a mesh model, not an image pipeline",
+        ),
         ("generate", ("model: {", "model: {quantize: int8, "), "model.quantize is set"),
         ("train", ("model: {", "model: {vae_tiling: true, "), "model.vae_tiling is set"),
         ("train", ("objective: dpo", "objective: ddpo"), "objective ddpo trains online"),
@@ -102,12 +106,12 @@ def test_a_wrong_mask_is_a_value_error(mask):
         (
             "eval",
             ("train:", "eval: {held_out: {base_guidance: [3]}}\ntrain:"),
-            "eval.held_out.base_guidance is [3.0], but the generator mesh has no guidance",
+            "eval.held_out.base_guidance is [3.0], but mesh models have no guidance",
         ),
         (
             "eval",
             ("generate: {own: {use: mesh, ", "eval: {h: {}}\ngenerate: {own: {use: a.py:b, "),
-            "use: mesh, which sample",
+            "use: mesh, whose sampling settings",
         ),
     ],
 )
@@ -187,7 +191,7 @@ def test_a_lora_target_that_the_network_lacks_is_a_usage_error(mesh_model):
     family = MeshFamily()
     family.load({"base": mesh_model, "device": "cpu", "dtype": "float32"})
     with pytest.raises(
-        UsageError, match="no module of MeshDenoiser ends in 'upp'. Did you mean 'up'.* end in down, enter"
+        UsageError, match="no module name in MeshDenoiser ends in 'upp'. Did you mean 'up'.* end in down, enter"
     ):
         add_lora(family.net, 2, 2, ["film", "upp"])
     with pytest.raises(UsageError, match="ends in '0' is a Block, which cannot have an adapter.* time.0"):

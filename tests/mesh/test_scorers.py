@@ -303,7 +303,7 @@ def test_weights_of_something_else_are_refused(ranking, tmp_path):
         {"features": {"joints": list(JOINT_NAMES), "rotations": 0}},
         lambda place: save_tensors(place, {"head": torch.zeros(2)}),
     )
-    with pytest.raises(UsageError, match="no usable network of the scorer `mesh`"):
+    with pytest.raises(UsageError, match="no usable network for the scorer `mesh`"):
         make_scorer("mesh", {"model": str(tmp_path / "odd")}).load("cpu", "float32")
     with pytest.raises(UsageError, match="`model` is not set"):
         make_scorer("mesh", {})

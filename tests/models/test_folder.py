@@ -42,7 +42,7 @@ def test_a_part_with_plain_weights_beside_a_variant_keeps_them(copy):
     assert variant_of(str(copy)) == "fp16" and variant_of(str(copy), {"vae"}) is None
     vae = copy / "vae/diffusion_pytorch_model.safetensors"
     vae.rename(vae.with_suffix(".bf16.safetensors"))
-    with pytest.raises(UsageError, match="no weight variant in common .unet: fp16; vae: bf16."):
+    with pytest.raises(UsageError, match="no weight variant exists for all components .unet: fp16; vae: bf16."):
         variant_of(str(copy))
 
 
@@ -75,8 +75,8 @@ def no_index(copy):
     [
         (pickled, "unet holds no .safetensors weights.*convert the pipeline once"),
         (no_weights, "is incomplete: .*unet holds no weights"),
-        (no_part, "is incomplete: model_index.json names the part vae"),
-        (half_a_download, "1 of the 2 files of its weights are missing, the first being model-00002-of-00002"),
+        (no_part, "is incomplete: its folder vae, listed in model_index.json, is missing"),
+        (half_a_download, "it lacks 1 of its 2 weight files, for example model-00002-of-00002"),
         (no_index, "model_index.json could not be read"),
     ],
 )
@@ -94,8 +94,8 @@ def test_a_folder_that_is_something_else_says_what_it_is(copy, tmp_path):
     cases = {
         "none": "is an empty folder",
         "lora": "is a LoRA adapter",
-        "copy/unet": "is one part of a pipeline",
-        ".": "but holds copy. Give",
+        "copy/unet": "is only one component of a pipeline",
+        ".": "but contains copy. Give",
     }
     for name, message in cases.items():
         with pytest.raises(UsageError, match=message):

@@ -133,7 +133,7 @@ def test_sd3_as_kohya_changes_the_original_checkpoint_rightly(tmp_path):
 
 @pytest.mark.parametrize("layer", ["x_embedder", "norm_out.linear"])
 def test_layers_without_a_sure_name_are_refused(load, tmp_path, layer):
-    with pytest.raises(UsageError, match=f"no name for the layer {layer} of a FluxTransformer2DModel"):
+    with pytest.raises(UsageError, match=f"no name for the layer {layer} in a FluxTransformer2DModel"):
         exported(shaken(load("flux").transformer, (layer,)), tmp_path, "kohya")
 
 
@@ -267,5 +267,5 @@ def test_comfyui_finds_every_layer_of_a_unet(load, tmp_path, kind):
 @pytest.mark.parametrize("builder", [kinds.lumina2, kinds.cogview4, kinds.sana], ids=lambda f: f.__name__)
 def test_what_comfyui_would_leave_out_is_refused(tmp_path, builder):
     net = shaken(builder().transformer)
-    with pytest.raises(UsageError, match=f"where ComfyUI's loader puts the layers of a {type(net).__name__}"):
+    with pytest.raises(UsageError, match=f"ComfyUI may not know the layer names of a {type(net).__name__}"):
         exported(net, tmp_path, "comfyui")

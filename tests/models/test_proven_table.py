@@ -1,4 +1,4 @@
-"""README's table of proven pipelines names those that are tested, and no other."""
+"""The table of proven pipelines names those that are tested, and no other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.models import editing, kinds
 from tests.models.test_capture import CASES as WITH_SCHEDULERS
 from tests.models.test_more_pipelines import EXPECTED
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/verification.md"
 TINY = {"sd": "SD 1.x", "sd-v": "SD 1.x (v)", "sdxl": "SDXL", "sd3": "SD 3", "flux": "FLUX.1"}
 REAL_TEXT = {kinds.sd2: "SD 2 (v)", kinds.sd35: "SD 3.5"}
 MADE_UP_TEXT = {
@@ -27,7 +27,7 @@ WITH_IMAGE = {
 
 
 def told(start):
-    (cell,) = re.findall(rf"^\| {start}[^|]*\| ([^|]*) \|$", README.read_text(), re.M)
+    (cell,) = re.findall(rf"^\| {start}[^|]*\| ([^|]*) \|$", PAGE.read_text(), re.M)
     return cell.replace("\\", "").split(", ")
 
 
@@ -37,13 +37,13 @@ def test_every_tested_kind_has_a_name_here():
     assert WITH_IMAGE.keys() == editing.CASES.keys()
 
 
-def test_readme_tells_the_same():
+def test_the_page_tells_the_same():
     from_text = [*TINY.values(), *REAL_TEXT.values(), WITH_IMAGE[editing.flux2], WITH_IMAGE[editing.klein]]
     assert sorted(told("proven from text")) == sorted([*from_text, *(f"{name}*" for name in MADE_UP_TEXT.values())])
     assert sorted(told("proven with an image")) == sorted(WITH_IMAGE.values())
 
 
-def test_readme_counts_the_schedulers(load):
+def test_the_page_counts_the_schedulers(load):
     used = {scheduler for _, scheduler in WITH_SCHEDULERS if scheduler}
     used |= {type(load(kind).scheduler).__name__ for kind in TINY_KINDS}
-    assert f"with {len(used)} schedulers" in README.read_text()
+    assert f"with {len(used)} schedulers" in PAGE.read_text()

@@ -117,7 +117,7 @@ def test_a_layer_that_a_loader_drops_or_scales_is_noticed(load, tmp_path, monkey
 
     for change in (drop, double):
         monkeypatch.setattr(module, "_load_file", lambda *given, change=change: wrong(*given, change))
-        with pytest.raises(UsageError, match="read in part or at another strength"):
+        with pytest.raises(UsageError, match="loaded only in part or at another strength"):
             load("sd", adapters={str(tmp_path / "a.safetensors"): 1.0})
 
 

@@ -259,7 +259,7 @@ def test_twins_across_splits_are_counted(bench):
     bench.store.write_requests([*bench.store.requests(), twin])
     bench.pair()
     report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
-    assert report["splits"]["prompts"] == 2 and any("share their prompt with" in text for text in report["warnings"])
+    assert report["splits"]["prompts"] == 2 and any("share a prompt with" in text for text in report["warnings"])
 
 
 def test_images_that_are_nearly_one_across_splits_are_found_as_by_brute_force():
@@ -292,7 +292,7 @@ def test_a_held_out_image_that_is_nearly_a_training_image_is_warned_of(bench):
     bench.store.write_requests([replace(r, split="test") if r.request_id == "r2" else r for r in requests])
     bench.pair()
     report = json.loads((bench.store.pairs("main") / "audit.json").read_text())
-    assert report["splits"]["images"] == 2 and any("nearly equal to one in" in text for text in report["warnings"])
+    assert report["splits"]["images"] == 2 and any("nearly equal to an image in" in text for text in report["warnings"])
 
 
 def test_pairs_chosen_by_verdicts_do_not_claim_a_score(bench, tmp_path):
@@ -414,18 +414,18 @@ def test_an_invalid_filter_is_refused(bench, query, message):
 def test_too_few_candidates_after_a_filter_name_the_filter(bench):
     bench.grow(1)
     with pytest.raises(
-        UsageError, match="no request has more than 1. .* Candidates that `filter` removes are not counted"
+        UsageError, match="no request has more than 1. .* Candidates that `filter` removes do not count"
     ):
         bench.pair(filter="index == 0")
 
 
 def test_a_filter_on_every_score_leaves_none_to_pair_by(bench):
-    with pytest.raises(UsageError, match="`filter` uses every score"):
+    with pytest.raises(UsageError, match="`filter` uses all scores"):
         bench.grow(1).pair(filter="a > 0 and b > 0", weights={})
 
 
 def test_filter_may_not_use_an_evaluation_only_score(bench):
     bench.grow(1)
     write_json(bench.store.scores("b").folder / "spec.json", {"name": "b", "evaluation_only": True})
-    with pytest.raises(UsageError, match="b may be used for evaluation only"):
+    with pytest.raises(UsageError, match="b may only be used for evaluation"):
         bench.pair(filter="b < 2")

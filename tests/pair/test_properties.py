@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -180,6 +182,26 @@ def test_the_fashiondpo_preset_is_the_published_rule():
     assert rows == fashiondpo(raw) and len(rows) == len(found.pairs)
     counts = np.bincount(found.pairs.win.to_numpy() // 7, minlength=60)
     assert set(counts) <= {0, 6, 10, 12}
+
+
+def test_the_fashiondpo_preset_on_whole_numbers_in_exact_arithmetic():
+    """Ratings of few levels, so that many means equal the median: float64 alone puts some of them on the wrong side."""
+    from prefkit.pair.run import settled
+
+    strategy = plugin_options.make("strategy", "threshold_all", {"preset": "fashiondpo"})
+    config = settled(Pair(use="threshold_all"), strategy, "main")
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        raw = np.stack([rng.integers(1, 11, 420), rng.integers(20, 37, 420), rng.integers(-8, 5, 420)], 1)
+        low, high = raw.min(0).tolist(), raw.max(0).tolist()
+        mean = [sum(Fraction(x - a, b - a) for x, a, b in zip(row, low, high)) / 3 for row in raw.tolist()]
+        middle = sorted(mean)[209:211]
+        good = [2 * value >= sum(middle) for value in mean]
+        columns = {a: raw[:, s] + 0.4 * (-1) ** s for s, a in enumerate("abc")}  # rounded away
+        ones = dict.fromkeys(columns, 1.0)
+        found = choose_by(config, strategy, columns, ones, ones, np.repeat(np.arange(60), 7))
+        expected = {(i, j) for i in range(420) for j in range(i // 7 * 7, i // 7 * 7 + 7) if good[i] and not good[j]}
+        assert set(zip(found.pairs.win, found.pairs.lose)) == expected, seed
 
 
 @pytest.mark.parametrize("name", NAMES)

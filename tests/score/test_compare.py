@@ -152,7 +152,7 @@ def test_which_pairs(store):
     assert 0 < first < len(every)  # which one is a does not follow from its place
     for wrong, said in [
         (Compare(pairs="extremes", by="sise"), "Did you mean 'size'"),
-        (Compare(pairs="best"), "choose all or extremes"),
+        (Compare(pairs="best"), "it must be `all` or `extremes`"),
     ]:
         with pytest.raises(UsageError, match=said):
             chosen_pairs(store, wrong, "j")

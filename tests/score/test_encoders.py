@@ -174,7 +174,7 @@ def test_hpsv2_is_the_plain_cosine_of_the_letterboxed_image(open_clip_checkpoint
         model.float()
     np.testing.assert_allclose(values(scorer, batch), expected, atol=3e-6)
     assert scorer.spec().revision and "2.1" in scorer.spec().weights
-    with pytest.raises(UsageError, match=r"has no HPS_v2_compressed\.pt"):
+    with pytest.raises(UsageError, match=r"has no file HPS_v2_compressed\.pt"):
         make_scorer("hpsv2", {"version": "2.0", "checkpoint": str(folder)}).spec()
 
 
@@ -352,5 +352,5 @@ def test_what_cannot_be_loaded_is_said(tmp_path, siglip):
     BertModel(BertConfig(vocab_size=10, **body)).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="is a BertModel; it must be a CLIP or SigLIP model"):
         make_scorer("pickscore", {"model": str(tmp_path), "processor": str(siglip)}).load("cpu", "float32")
-    with pytest.raises(UsageError, match="`pretrained` is empty"):
+    with pytest.raises(UsageError, match="`pretrained` is not set"):
         make_scorer("clip", {"model": "ViT-B-32", "pretrained": None}).load("cpu", "float32")

@@ -152,7 +152,7 @@ def test_what_is_no_fitted_folder_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match="is not a folder"):
         scorer_of(where, images=str(tmp_path / "none"))
     save_file({"first.weight": torch.zeros(4, 64)}, where / "weights.safetensors")
-    with pytest.raises(UsageError, match="has no head"):
+    with pytest.raises(UsageError, match="has no weights for outfit_compat"):
         scorer_of(where)
 
 

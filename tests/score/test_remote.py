@@ -294,8 +294,8 @@ def test_vqascore_is_not_renormalised(faulty, tmp_path):
         ({"model": "m", "server": "http://h/", "scale": ["1", "5", "10"]}, "the level 10 begins as 1 does"),
         ({"model": "m", "scale": ["1", "1"]}, "two or more different"),
         ({"model": "m", "scale": ["5", "1"]}, "must rise"),
-        ({"model": "m", "preset": "fashiondpo", "aspects": ["a"]}, "leave `scale`, `aspects` out"),
-        ({"model": "m", "template": "{prompt}", "aspects": ["a"]}, "the template does not have"),
+        ({"model": "m", "preset": "fashiondpo", "aspects": ["a"]}, "Remove `scale` and `aspects`"),
+        ({"model": "m", "template": "{prompt}", "aspects": ["a"]}, "needs {aspect} in `template`"),
         ({"model": "m", "body": {"a": 1}}, "set `server`"),
     ],
 )
@@ -408,7 +408,7 @@ def test_a_process_that_stops_reading_ends_at_the_time_out(tmp_path):
     scorer = make_scorer(f"exec:{sys.executable} {tmp_path}/deaf.py", {"timeout": 0.5})
     large = Candidate("a", "r", 0, 0, "x" * 2**21, png())  # more than a pipe holds
     (score,) = score_batch(scorer, [large])
-    assert score.value is None and "did not read for 0.5 s" in score.error
+    assert score.value is None and "did not read its standard input for 0.5 s" in score.error
     scorer.stop()
 
 

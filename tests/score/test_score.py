@@ -221,7 +221,7 @@ def test_clip_says_what_it_cannot_load():
 
 @pytest.mark.parametrize("pretrained", [None, ""])
 def test_clip_without_weights_is_refused(pretrained):
-    with pytest.raises(UsageError, match="whose weights and scores would be random"):
+    with pytest.raises(UsageError, match="whose weights would be random"):
         make_scorer("clip", {"model": "ViT-B-32", "pretrained": pretrained})
     assert make_scorer("clip", {"model": "tiny", "pretrained": pretrained})
 

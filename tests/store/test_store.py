@@ -145,5 +145,5 @@ def test_decisions_are_checked(tmp_path):
     with pytest.raises(StoreError, match=r"decisions.csv row 1 \(line 2\): verdict 'maybe'"):
         store.decisions()
     (tmp_path / "decisions.csv").write_text("name\na\n")
-    with pytest.raises(StoreError, match="columns id and verdict are missing"):
+    with pytest.raises(StoreError, match="column id or verdict is missing"):
         store.decisions()

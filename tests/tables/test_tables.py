@@ -245,7 +245,7 @@ def test_other_encodings_are_refused_with_line_and_byte(tmp_path, data, message)
         ('{"p": -Infinity}', "-Infinity is not a number"),
         ('{"p": "a", "p": "b"}', "'p' occurs twice"),
         ('{"p": {"a": 1, "a": 2}}', "'a' occurs twice"),
-        (json.dumps({COMPOSED: 1, APART: 2}), "two names differ only in how"),
+        (json.dumps({COMPOSED: 1, APART: 2}), "two column names differ only in how"),
         ('{"p": "a"', "not valid JSON"),
         ('{"p": "a"} {"p": "b"}', "not valid JSON"),
         ("[1]", "is not an object"),
@@ -333,7 +333,7 @@ def test_rows_are_read_one_by_one(tmp_path):
 
 def test_rows_after_the_end_of_a_list_are_not_lost(tmp_path):
     assert values(tmp_path / "t.json", '[{"p": "a"}]\n \n') == [{"p": "a"}]
-    assert "row 2: not valid JSON (more follows the end of the list" in refused(
+    assert "row 2: not valid JSON (more text follows the end of the list" in refused(
         tmp_path / "t.json", '[{"p": "a"}]\n[{"p": "b"}]'
     )
 

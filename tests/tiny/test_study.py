@@ -137,5 +137,5 @@ def test_objectives_that_the_study_does_not_support_are_called_experimental():
         name for name in own.cell.str.split(" ").str[0] if "(experimental)" in (objectives / f"{name}.py").read_text()
     }
     assert called == set(own.cell.str.split(" ").str[0]) - supported - {"sft"}
-    readme = (FOLDER.parents[1] / "README.md").read_text()
-    assert all(f"`{name}`" in readme.split("By the rule ")[1].split(" are supported")[0] for name in supported)
+    page = (FOLDER.parents[1] / "docs/results/objectives.md").read_text()
+    assert all(f"`{name}`" in page.split("By the rule, ")[1].split(" are supported")[0] for name in supported)

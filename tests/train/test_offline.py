@@ -239,7 +239,7 @@ def test_out_of_memory_says_what_to_change(run, monkeypatch, loop_of, error):
 
     monkeypatch.setattr(loop, "losses", full)
     with pytest.raises(
-        TrainingError, match=r"out of memory in step 1.*batch_size 2 with accumulation 4.*no checkpoint"
+        TrainingError, match=r"out of memory in step 1.*batch_size 2 with accumulation 4.*No checkpoint"
     ):
         loop.run()
 

@@ -143,8 +143,8 @@ def failing(owner, name, at):
         (Trainer, "accumulate", r"ran out of memory in step 1\. Try, in this order: batch_size 1 with accumulation 2"),
         (Trainer, "measure", r"ran out of memory in step 1\. Try"),
         (training, "preflight", "ran out of memory in the preflight"),
-        (building, "make_policy", "ran out of memory loading the denoiser"),
-        (data, "fill_conditions", "ran out of memory encoding the pairs' candidates and prompts"),
+        (building, "make_policy", "ran out of memory while loading the denoiser"),
+        (data, "fill_conditions", "ran out of memory while encoding the pairs' candidates and prompts"),
     ],
 )
 def test_what_cannot_be_halved_is_explained(run, monkeypatch, owner, name, said):
@@ -188,7 +188,7 @@ def test_looks_sample_smaller_batches_and_say_what_does_not_fit(run, monkeypatch
 
     monkeypatch.setattr("prefkit.train.monitor.sample_eval.load_pipeline", out)
     store, recipe = run(**BIG, where="loading", **settings)
-    with pytest.raises(TrainingError, match="in the sample evaluation. It loads the VAE"):
+    with pytest.raises(TrainingError, match="in the sample evaluation. The evaluation loads the VAE"):
         run_train(store, replace(recipe, generate=generate, score=score), "dpo")
 
 

@@ -25,7 +25,7 @@ def test_a_back_end_that_is_not_there_or_cannot_train_is_refused_by_name():
 
 
 def test_tf32_is_refused_where_there_is_none():
-    with pytest.raises(UsageError, match="`tf32` needs a CUDA device, but training runs on cpu; set it to `no`"):
+    with pytest.raises(UsageError, match="`tf32` needs a CUDA device, but training runs on cpu; set precision to `no`"):
         check_settings("dpo", Train(precision="tf32", device="cpu"))
 
 

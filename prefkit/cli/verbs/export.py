@@ -9,7 +9,7 @@ from prefkit.errors import UsageError
 
 POSITIONAL = (
     "PAIRS",
-    "RUN, RUN/NAME (if it has several pair sets) or a folder of pairs; RUN/train/NAME (--as diffusers, kohya, comfyui)",
+    "RUN (RUN/NAME if RUN has several pair sets) or a folder of pairs; for diffusers, kohya and comfyui RUN/train/NAME",
 )
 ADAPTERS = ("diffusers", "kohya", "comfyui")
 
@@ -32,7 +32,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         raise UsageError(f"export: unknown layout {known.layout!r}.{close} Choose one of {', '.join(layouts)}.")
     if not known.run_folder or not known.out or not known.layout or known.recipe:
         raise UsageError(
-            f"export takes PAIRS, OUT and a layout: prefkit export PAIRS OUT --as LAYOUT, one of {', '.join(layouts)}."
+            "export needs PAIRS, OUT and a layout, but no recipe: prefkit export PAIRS OUT --as LAYOUT, one of "
+            f"{', '.join(layouts)}."
         )
     if known.layout in ADAPTERS:
         from prefkit.models.lora.files import export_as

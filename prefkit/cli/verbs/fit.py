@@ -1,4 +1,4 @@
-"""fit: train a scorer on your data and save it in a folder, which a recipe gives to the scorer as `model`."""
+"""fit: train a scorer on your data and save it in a folder. A recipe names this folder as the scorer's `model`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     name = known.run_folder
     if known.recipe or not name:
         known_names = ", ".join(registry.builtin(KIND))
-        raise UsageError(f"fit needs the name of a fitter ({known_names}) and takes the fitter's options as flags.")
+        raise UsageError(f"fit: name a fitter ({known_names}) and give its options as flags; fit takes no recipe.")
     kind = registry.load_class(KIND, name)
     options = plugin_options.options(kind, reader.tree_of_flags(flags), f"fit {name}")
     with guarded(f"fitter {name}"):
@@ -56,7 +56,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one table row per measured number, then one per count."""
+    """Return one table row per validation measure, then one per count."""
     rows: list[dict[str, Any]] = []
     for name, value in result.get("validation", {}).items():
         values = value if isinstance(value, dict) else {"mean": value}

@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     add("into", nargs="?", metavar="RUN", help="run folder, created if missing")
-    text = "the layout of SOURCE (votes: files that voting pages saved); detected if it is unambiguous"
+    text = "layout of SOURCE (default: detected); the layout `votes` means files saved by a voting page"
     add("--as", dest="layout", metavar="LAYOUT", help=text)
     add("--name", metavar="NAME", help="write candidates/NAME, comparisons/NAME, scores/NAME.rating (default: LAYOUT)")
     add("--copy", action="store_true", help="copy images into the run; by default, the run only stores their paths")

@@ -45,7 +45,7 @@ def _row(kind: str, name: str, source: str, summary: str, facts: Any) -> dict[st
 
 
 def _package(point: metadata.EntryPoint) -> tuple[str, dict[str, str]]:
-    """Return (summary, {"licence": ...}) of an entry point's package. A scorer's own licence is checked on loading."""
+    """Return (summary, {"licence": ...}) of the package that provides an entry point, without importing the package."""
     if point.dist is None:
         return "", {}
     package: Any = point.dist.metadata

@@ -18,8 +18,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--decisions", metavar="FILE", help="add FILE, saved from a contact sheet, to decisions.csv")
     add("--vote", action="store_true", help="write a blind voting page; `prefkit import` reads the votes saved from it")
     add = parser.add_argument_group("with --vote").add_argument
-    add("--models", metavar="A,B", help="two models to compare at equal seeds, as in base,dpo (default: candidates)")
-    add("--eval", help="the eval to use, if several contain both models")
+    add("--models", metavar="A,B", help="two models to compare at equal seeds, e.g. base,dpo (default: candidates)")
+    add("--eval", help="the eval to take images from, if several evaluated both models")
     add("--set", help="the request set to use, if the eval has several")
     add("--n", type=positive, default=100, help="maximum number of pairs (100)")
     add("--repeats", type=count, help="number of pairs to show again with sides swapped (a tenth of the pairs)")

@@ -19,7 +19,7 @@ Limits = Mapping[str, int | None]  # stage -> its --limit
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fast", action="store_true", help="let the recipe's section `fast` override the rest of it")
+    parser.add_argument("--fast", action="store_true", help="override the recipe with the values in its section `fast`")
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -42,7 +42,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if run.recipe.about:
         output.note(run.recipe.about)
     processes = group()
-    processes.wait()  # until all processes have read the recipe, which a stage writes
+    processes.wait()  # all processes must have read the recipe before a stage rewrites it
     if run.recipe.rounds > 1:
         return in_rounds(run, limits, known)
     results = stages(run, limits, known)
@@ -73,7 +73,7 @@ def stages(run: Run, limits: Limits, known: argparse.Namespace) -> dict[str, Any
 
 
 def in_rounds(run: Run, limits: Limits, known: argparse.Namespace) -> int:
-    """Run the stages in `limits` of every round, and print one line per round and the scores of all rounds."""
+    """Run the stages in `limits` for every round. Print one line per round and, at the end, the scores by round."""
     from prefkit.report.rounds import line, score_rows
 
     processes = group()
@@ -100,12 +100,10 @@ def _report(run: Run) -> str:
 
 
 def finish(results: dict[str, Any], rows: list[dict[str, Any]], known: argparse.Namespace, evaluated: bool) -> None:
-    """Print the results (--json) or the rows, and the path of the report."""
+    """Print the results as JSON (with --json), or else the rows and the path of the report."""
     output.emit(results, known.json, rows)
     if evaluated:
-        text = (
-            "* This score was used to choose the pairs or as the reward, so it does not count as evidence (?: unknown)."
-        )
+        text = "* This score chose the pairs or was the reward, so it does not count as evidence (?: it may have been)."
         wins = " Wins: how often tuned beats base; ties count half."
         brackets = " In brackets: 95 % bootstrap interval over requests."
         output.note(text + (brackets if "rounds" in results else wins))
@@ -114,6 +112,6 @@ def finish(results: dict[str, Any], rows: list[dict[str, Any]], known: argparse.
 
 
 def needed(verb: str, recipe: Any) -> bool:
-    """Return False for generate, score and pair if every training is online, as it then makes and scores candidates."""
+    """Return False for generate, score and pair if all trainings are online; these make and score candidates."""
     online = bool(recipe.train) and all(train.online is not None for train in recipe.train.values())
     return not (online and verb in ("generate", "score", "pair"))

@@ -12,7 +12,7 @@ from prefkit.config import reader
 from prefkit.errors import UsageError
 
 CHECK_FLAGS = ("extra", "device", "dtype", "accept_license")
-SAMPLE_SIZE = 6  # candidates of a run
+SAMPLE_SIZE = 6  # maximum number of candidates to check
 RESULTS = {True: "ok", False: "FAILED", None: "not checked"}
 
 
@@ -50,7 +50,7 @@ def _extra(text: str) -> dict[str, Any]:
 
 
 def _candidates(folder: str | None) -> list[Any]:
-    """Return the first candidates of a run that have an image; [] without a run."""
+    """Return the first candidates of a run that have an image; [] if `folder` is None."""
     if folder is None:
         return []
     from prefkit.store import Store

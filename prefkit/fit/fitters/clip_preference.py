@@ -1,4 +1,4 @@
-"""A CLIP tuned on preferences between two images for the same prompt, for the scorers pickscore, sciscore and clip.
+"""A CLIP model tuned on preferences between two images of a prompt, for the scorers pickscore, sciscore and clip.
 
 The loss is PickScore's (Kirstain et al., arXiv 2305.01569): the cross-entropy between the label and the softmax of
 the two images' scores exp(logit_scale) * cos(image, prompt). The label is soft if the data has probabilities (a
@@ -7,7 +7,7 @@ weight 0.25 and `reduction: sum`): the better image should match the row's expli
 superficial prompt.
 
 Prompts are split into training, validation and test. Only the validation loss decides when to stop; the test prompts
-are evaluated twice, before and after tuning. The result is the accuracy on the pairs that are not ties (equal scores
+are evaluated twice, before and after tuning. The metric is the accuracy on the pairs that are not ties (equal scores
 count as half), with 95 % bootstrap intervals over prompts. accelerate manages devices, precision and processes.
 """
 
@@ -25,13 +25,13 @@ from prefkit.fit.options import check_fractions, check_positive
 class ClipPreferenceFit:
     #: pair dataset: RUN/pairs/NAME, or a folder of Parquet files with jpg_0, jpg_1, label_0, label_1 and caption
     pairs: str = ""
-    #: alternative to pairs: folder of a run whose comparisons are used, with `votes`
+    #: alternative to pairs: folder of a run with comparisons; needs `votes`
     run: str = ""
     #: name of the run's comparisons to use
     votes: str = ""
     #: CLIP to start from. transformers: folder or Hub id; open_clip: architecture, local-dir:FOLDER, or tiny
     model: str = ""
-    #: folder or Hub id of the tokenizer and image processor (transformers only); null = the model's own
+    #: folder or Hub id of the tokenizer and image processor (transformers only); null = from the model
     processor: str | None = None
     #: open_clip tag or checkpoint file, if the model is an architecture
     pretrained: str | None = None
@@ -45,8 +45,7 @@ class ClipPreferenceFit:
     superficial: str = "superficial"
     #: reduction of the loss over a batch: mean | sum (as in SciScore)
     reduction: Literal["mean", "sum"] = "mean"
-    #: weight of a pair's loss: pair (1) | prompt (1 / the number of pairs with its prompt, as in PickScore; needs
-    #: reduction: mean)
+    #: weight of a pair's loss: pair (1) | prompt (1 / its prompt's pairs, as in PickScore; needs reduction: mean)
     weighting: Literal["pair", "prompt"] = "pair"
     learning_rate: float = 3e-6
     #: weight decay of weight matrices; gains, biases and the logit scale have none

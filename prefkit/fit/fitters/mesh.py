@@ -1,14 +1,14 @@
 """Fit the scorer `mesh`: learn to rank mesh hypotheses from hypotheses with known errors.
 
-`run` is a run whose candidates are meshes (payloads), several for each request, and whose requests have `keypoints2d`. The
-errors are the aspects mpjpe, pa_mpjpe and mpvpe of the scores `score` (made by `use: mesh_error`); without such scores they are
-computed from `true_joints3d`. The loss is that of ADHMR's HMR-Scorer (arXiv 2505.10250), within each request,
-summed over the errors.
+`run` is a run with several meshes (payloads) for each request, and `keypoints2d` in the requests. The errors are the
+aspects mpjpe, pa_mpjpe and mpvpe of the scores called `score`, made by `use: mesh_error`. If the run has no such
+scores, the errors are computed from `true_joints3d`. The loss is that of ADHMR's HMR-Scorer (arXiv 2505.10250), within
+each request and summed over the errors.
 
-Requests of the split `test` are held out; if there are none, the fraction `test_share` is. Requests with equal values
-in the column `group` (such as the clip that a frame is from) stay in one split. The test requests give the correlation
-and pair accuracy within requests, the error of the selected hypothesis beside the mean and the smallest error, and the
-pooled correlations that HMR-Scorer reports; all also for the rule `mesh_reprojection` (prefkit/fit/meshes/measures.py).
+Requests of the split `test` are for testing, or a fraction `test_share` of all requests if there are none. Requests
+with equal values in the column `group` (such as frames of one clip) stay in one split. Metrics on test requests, for
+the scorer and for the rule `mesh_reprojection`: correlation and pair accuracy within requests; the error of the
+selected hypothesis, and the mean and smallest error; HMR-Scorer's pooled correlations (prefkit/fit/meshes/measures.py).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class MeshFit:
     run: str = ""
     #: generators whose candidates are used; empty = all
     generators: tuple[str, ...] = ()
-    #: the run's score table with the errors; mesh_error is computed if the run does not have it
+    #: the run's score table with the errors; if it is mesh_error and missing, the errors are computed
     score: str = "mesh_error"
     #: pairwise (HMR-Scorer) | listwise (Plackett-Luce)
     loss: Literal["pairwise", "listwise"] = "pairwise"
-    #: use the rotations too, which all candidates must then have (no gain was measured); false = joints only
+    #: also use the rotations, which every candidate must then have (no gain was measured); false = joints only
     pose: bool = False
-    #: request column; requests with equal values stay in one split; empty = each request by itself
+    #: request column; requests with equal values stay in one split; empty = each request is independent
     group: str = ""
     width: int = 256
     dropout: float = 0.1

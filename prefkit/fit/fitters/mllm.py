@@ -8,8 +8,7 @@
               as half) and the fraction of contradictions
 
 Metrics are computed before and after tuning, with 95 % bootstrap intervals over prompts. `lora_rank` adds adapters
-(peft), which are merged into the written weights; 0 tunes all weights. Separate validation prompts decide when to
-stop.
+(peft), which are merged into the written weights; 0 tunes all weights. Validation prompts decide when to stop.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ class MllmFit:
     revision: str | None = None
     #: run code from the model's repository
     trust_remote_code: bool = False
-    #: template of the question, also to set for the scorer; empty = default of scores (ratings) or comparisons (pairs)
+    #: template of the question (set it for the scorer too); empty = default for scores (ratings) or comparisons (pairs)
     template: str = ""
-    #: levels of the ratings from worst to best; give the scorer the same ones
+    #: levels of the ratings from worst to best; set the same levels for the scorer
     scale: tuple[str, ...] = ("1", "2", "3", "4", "5")
     #: rank of the adapters; 0 tunes all weights
     lora_rank: int = 16

@@ -5,9 +5,9 @@ to the table's folder. The head (FashionDPO's, arXiv 2504.12900, section 4.2) is
 encoder. Each epoch blanks a random item of every outfit and compares it with a random item of the same category that
 is not in the outfit. Outfits with fewer than two items are left out and counted.
 
-Metrics on test outfits, with 95 % bootstrap intervals over outfits: `fitb` (fill in the blank), the fraction of
-outfits whose blanked item scores above `choices` - 1 other items of its category (chance 1 / `choices`), and `auc`
-against up to 100 such items. Each outfit is in one split; an item may be in outfits of several splits. The docstring
+Metrics on test outfits, with 95 % bootstrap intervals over outfits: `fitb` (fill in the blank) is the fraction of
+outfits whose blanked item scores above `choices` - 1 other items of its category (chance: 1 / `choices`). `auc` uses
+up to 100 such items. Each outfit is in one split; an item may be in outfits of several splits. The docstring
 of the scorer outfit_compat lists the five defects of the published code.
 """
 
@@ -31,7 +31,7 @@ class OutfitCompatFit:
     pretrained: str | None = None
     #: library that loads the encoder: open_clip | transformers
     library: Literal["open_clip", "transformers"] = "open_clip"
-    #: pooling of an outfit's other items: embeddings (h of their mean, as published) | heads (mean of their h)
+    #: pooling of an outfit's other items: embeddings (mean, then the layers h, as published) | heads (h, then mean)
     pool: Literal["embeddings", "heads"] = "heads"
     hidden: int = 128
     width: int = 64

@@ -1,17 +1,15 @@
 """Users' tastes learned from their interactions with items, for the scorer vbpr.
 
-Fits VBPR (He & McAuley, AAAI 2016) by Bayesian personalised ranking on `interactions`, a table with the columns user,
-item and optionally time, and on visual features of each item. These are an encoder's embeddings of `images`
-(FOLDER/ITEM.png) or of the column `image` of the table `items` (paths relative to that table's folder), or
-precomputed `features`. For each user with three items or more, the last item is held out for testing and the one
-before it for validation (without `time`, two random items). Each epoch draws new negatives, uniformly from the items
-that are not among the user's training items.
+Fits VBPR (He & McAuley, AAAI 2016) by Bayesian personalised ranking. The data are `interactions`, a table with the
+columns user, item and optionally time, and visual features of each item: precomputed `features`, or an encoder's
+embeddings of the folder `images` or of the column `image` (paths relative to the table) of the table `items`. For each
+user with three items or more, the last item is held out for testing and the one before it for validation (without
+`time`, two random items). Each epoch draws new negatives, uniformly from items outside the user's training items.
 
-Metrics, with 95 % bootstrap intervals over users: AUC (mean over users of the fraction of items unseen by the user
-that score below the held-out one; ties count as misses) on all test items and on cold ones (at most `cold` training
-interactions), and `auc_visual`, the AUC of the visual terms alone, with which the scorer rates a generated image. The
-loss is a sum over triples (user, item, negative); cornac's loss broadcasts to B x B instead if the batch size is
-above 1.
+Metrics, with 95 % bootstrap intervals over users: `auc` on all test items, `auc_cold` on test items with at most `cold`
+training interactions, and `auc_visual` of the visual terms alone, with which the scorer rates a generated image. A
+user's AUC is the fraction of the user's unseen items that score below the held-out item; ties count as misses. The loss
+sums over triples (user, item, negative); cornac's is broadcast to B x B terms if the batch size is above 1.
 """
 
 from __future__ import annotations
@@ -63,11 +61,11 @@ class VbprFit:
     patience: int = 10
     #: adam | sgd (the paper's, with a batch size of 1)
     optimizer: Literal["adam", "sgd"] = "adam"
-    #: lambda of gamma and theta
+    #: regularisation (lambda) of the factors gamma and theta
     reg_factors: float = 0.01
-    #: lambda of beta_i
+    #: regularisation of the item biases beta_i
     reg_bias: float = 0.01
-    #: lambda of E and beta', once per batch
+    #: regularisation of the visual parameters E and beta', counted once per batch
     reg_visual: float = 0.0
     #: factor on reg_factors for a negative's gamma_j (0.1 in the paper's code)
     negative_factors: float = 1.0
@@ -75,7 +73,7 @@ class VbprFit:
     negative_bias: float = 1.0
     #: maximum number of training interactions of a cold item
     cold: int = 5
-    #: maximum number of users in the validation after each epoch
+    #: maximum number of users in each epoch's validation
     validation_users: int = 2000
     seed: int = 0
     #: folder to write; empty = fitted/vbpr

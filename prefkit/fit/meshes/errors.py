@@ -12,18 +12,18 @@ from prefkit.store import Store
 from prefkit.types import Candidate, Score
 
 DEFAULT = "mesh_error"
-#: the aspects of mesh_error, in mm; `error`: the error that the value of any other score stands for
+#: the aspects of mesh_error, in mm, and `error`, an error given by the value of another score
 MEASURES = ("mpjpe", "pa_mpjpe", "mpvpe", "error")
 Errors = dict[str, float]
 Member = tuple[Candidate, Mesh]
 
 
 def known_errors(store: Store, run: str, score: str) -> Callable[[Sequence[Member]], list[Errors | Score]]:
-    """Return a function (candidates and meshes) -> the errors of each candidate, or a failed Score without errors.
+    """Return a function that maps members to the errors of each, or to a failed Score if these are unknown.
 
-    The errors are the aspects in the score table `score`, or, where it has none of MEASURES, its value (negated if
-    higher is better). If `score` is DEFAULT and the run has no such table, they are computed. Raises UsageError for any
-    other table that the run does not have.
+    The errors are the MEASURES among the aspects in the score table `score`. Without any, the score's value is the
+    error (negated if higher is better). If `score` is DEFAULT and the run has no such table, the errors are computed.
+    Raises UsageError if any other table is missing.
     """
     if score == DEFAULT and score not in store.names("scores"):
         return _computed

@@ -29,12 +29,12 @@ COLUMNS = ("id", "request_id", "index", "seed", "sha256", "payload", "extra", "e
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """R requests of up to M hypotheses.
+    """The data of R requests with up to M hypotheses each.
 
-    features, and mirrored, those of the mirror images (prefkit/mesh/mirror.py): [R, M, F]. errors: [R, M, E] for the E
+    features: [R, M, F]; mirrored: features of the mirror images (prefkit/mesh/mirror.py). errors: [R, M, E] for the E
     `measures`, NaN for missing hypotheses. reprojection: errors [R, M] in units of half the box's longer side
-    (Observed.half). groups: the group of each request. tests: True for each request whose split is `test`. left_out:
-    reason -> number of candidates. content: a digest of all candidates and errors.
+    (`Observed.half`). groups: the group of each request. tests: True for each request whose split is `test`. left_out:
+    {reason: number of candidates}. content: a digest of all candidates and errors.
     """
 
     features: Tensor
@@ -56,7 +56,7 @@ class Hypotheses:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A usable candidate."""
+    """A candidate with a usable mesh and known errors."""
 
     candidate: Candidate
     mesh: Mesh
@@ -87,7 +87,7 @@ def read_hypotheses(run: str, generators: Sequence[str], score: str, pose: bool,
     """Read a run's mesh candidates with their errors, from the table `score` or computed from the requests' truth.
 
     pose: use the rotations, if the first mesh has any. group: request column whose equal values form a group; "" makes
-    each request its own group. Requests with fewer than two usable hypotheses are left out. Raises UsageError.
+    each request a group. Requests with fewer than two usable hypotheses are left out. Raises UsageError.
     """
     store = Store(Path(run).expanduser())
     if not store.exists():
@@ -114,7 +114,7 @@ def _batches(store: Store, generators: Sequence[str]) -> Iterator[list[Candidate
     unknown = sorted(set(generators) - set(names))
     if unknown:
         raise UsageError(
-            f"mesh: --generators: the run has no {', '.join(unknown)}; it has {', '.join(names) or 'none'}."
+            f"mesh: --generators: the run has no generator {', '.join(unknown)}; it has {', '.join(names) or 'none'}."
         )
     ids: set[str] = set()
     for name in generators or names:
@@ -134,10 +134,7 @@ def _layout(batch: Sequence[Candidate], pose: bool) -> Layout | None:
 
 
 def _ranked(batch: Sequence[Candidate], of: Any, layout: Layout | None, left_out: Counter[str]) -> Ranked | None:
-    """Return a request's usable candidates, or None if there are fewer than two. Counts the rest in `left_out`.
-
-    of: the function that `known_errors` returns.
-    """
+    """Return a request's usable candidates, or None if there are fewer than two. Counts the others in `left_out`."""
     if layout is None:
         left_out["the payload is not a mesh"] += len(batch)
         return None
@@ -184,8 +181,8 @@ def _collected(found: list[Ranked], layout: Layout, group: str, tests: set[str],
 def split(data: Hypotheses, validation: float, test: float, seed: int) -> dict[str, list[int]]:
     """Return the indices of the train, validation and test requests; a group is never divided between them.
 
-    The test requests are the groups with a request of the split `test`; if there are none, the fraction `test` of the
-    groups. Raises UsageError.
+    A group is for testing if one of its requests has the split `test`. If there is no such group, a fraction `test` of
+    the groups is used. Raises UsageError.
     """
     held = {group for group, is_test in zip(data.groups, data.tests) if is_test}
     order = sorted(set(data.groups) - held, key=lambda group: digest("split", seed, group))

@@ -6,7 +6,7 @@ selected        error of the hypothesis with the highest score
 random, oracle  mean error of a request's hypotheses, and their smallest error
 selection_gain  random - selected
 pooled_plcc, pooled_srcc   Pearson and Spearman over all hypotheses of all requests, as HMR-Scorer reports them. They mix
-                how hard a picture is with how good a hypothesis is, and say little about ranking within a request.
+                the difficulty of a picture with the quality of a hypothesis, and say little about ranking in a request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rows = dict[str, np.ndarray]
 
 
 def within(scores: list[np.ndarray], errors: list[np.ndarray]) -> Rows:
-    """Return each measure within requests, [R]; srcc and pair_accuracy are NaN where all errors are equal."""
+    """Return {measure: [R]}, one value per request; srcc and pair_accuracy are NaN for equal errors."""
     rows = [_request(s, e) for s, e in zip(scores, errors)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -44,10 +44,10 @@ def _request(scores: np.ndarray, errors: np.ndarray) -> dict[str, float]:
 def compared(
     scores: list[np.ndarray], rule: list[np.ndarray], errors: list[np.ndarray], measures: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return the measures of the scores and, under names with `_reprojection`, of the rule mesh_reprojection.
+    """Return the measures of the scores, and of the rule mesh_reprojection under names with `_reprojection`.
 
-    scores, rule: M values per request, higher is better; errors: [M, E] per request. The measures within requests are
-    computed on the first of the E errors; on the others, only srcc is.
+    scores, rule: M values per request, higher is better; errors: [M, E] per request. Measures within requests use the
+    first of the E errors; for the other errors, only srcc is computed.
     """
     results: dict[str, Any] = {}
     first = [e[:, 0] for e in errors]

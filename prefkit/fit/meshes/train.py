@@ -3,8 +3,8 @@
     pairwise   sum over the pairs of a request of -ln sigmoid(5 (s_better - s_worse)), as HMR-Scorer (ADHMR, arXiv 2505.10250)
     listwise   -ln of the Plackett-Luce probability of the true order, with scores 5 s (ListMLE, Xia et al., ICML 2008)
 
-Both are summed over the error measures and averaged over requests. Each request in a step is mirrored
-with probability 0.5.
+Both losses are summed over the error measures and averaged over requests. Each request in a step is mirrored with
+probability 0.5.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ VALIDATE_EVERY = 50  # steps
 
 
 def pairwise(scores: Tensor, errors: Tensor) -> Tensor:
-    """Return the loss of scores [R, M] for errors [R, M, E], NaN for missing hypotheses. Equal errors do not count."""
+    """Return the loss of scores [R, M] for errors [R, M, E] (NaN: no hypothesis). Equal errors are not a pair."""
     better = errors[:, :, None] < errors[:, None]  # False for NaN
     gaps = scores[:, :, None] - scores[:, None]
     return (softplus(-SLOPE * gaps) * better.sum(-1)).sum((1, 2)).mean()
 
 
 def listwise(scores: Tensor, errors: Tensor) -> Tensor:
-    """Return the loss of scores [R, M] for errors [R, M, E], which are NaN for missing hypotheses."""
+    """Return the loss of scores [R, M] for errors [R, M, E] (NaN: no hypothesis)."""
     order = errors.nan_to_num(nan=torch.inf).argsort(dim=1)
     present = ~errors.isnan()
     sorted_scores = torch.where(present, SLOPE * scores[..., None], -1e9).gather(1, order)
@@ -95,7 +95,7 @@ def _steps(net: MeshRanker, data: Hypotheses, rows: Tensor, held: Tensor, o: Any
 
 @torch.inference_mode()
 def scores_of(net: MeshRanker, data: Hypotheses, rows: Tensor) -> Tensor:
-    """Return the scores [R, M] of the hypotheses of requests `rows`; entries of missing hypotheses are meaningless."""
+    """Return the scores [R, M] of the hypotheses of requests `rows`; entries without a hypothesis are meaningless."""
     training = net.training
     scores = net.eval()(data.features[rows])
     net.train(training)

@@ -99,7 +99,7 @@ def _features(name: str, columns: Mapping[str, str], images: tuple[str, ...]) ->
 
 
 def _pairing(spec: Mapping[str, Any], tables: list[str]) -> list[dict[str, Any]]:
-    """Return table rows with the settings that chose the pairs; none if the pairs have no stored settings."""
+    """Return table rows with the settings that chose the pairs; [] if no settings are stored with the pairs."""
     if not spec:
         return []
     settings = {key: value for key, value in (spec.get("settings") or {}).items() if value not in (None, {}, [])}
@@ -125,7 +125,7 @@ def _counts(stored: Mapping[str, Any], pairs: int, staged: StagedDataset) -> lis
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return (name, value) for every leaf of nested mappings; a name is the keys joined by dots."""
+    """Return (name, value) for every leaf of nested mappings. The name consists of the leaf's keys, joined by dots."""
     if not isinstance(value, Mapping):
         return [(prefix, value)]
     return [leaf for key, entry in value.items() for leaf in _flat(entry, f"{prefix}.{key}".lstrip("."))]

@@ -15,17 +15,17 @@ from prefkit.verified import shown
 if TYPE_CHECKING:
     from prefkit.store import Store
 
-#: keys whose values are hidden; max_tokens and tokenizer are not among them
+#: recipe keys whose values are hidden; max_tokens and tokenizer do not match
 SECRET = re.compile(r"(?i)(?<!max_)(?<!new_)tokens?$|secret|password|passwd|api[_-]?key|authorization|credential")
 #: URL query parameters whose values are hidden
 QUERY = re.compile(r"(?i)([?&](?:[\w-]*(?:token|secret|passw|key|auth|credential)[\w-]*|sig|signature)=)[^&#\s]+")
 PATH = re.compile(r"(~|/|file://|[A-Za-z]:\\)")
-#: licences whose terms also bind those who use images or models made with the licensed part
+#: licences of models, scorers or data that also bind users of images or models made with them
 RESTRICTED = re.compile(
     r"(?i)non[- ]?commercial|not? (for )?commercial|\bnc\b|-nc\b|smpl|research[- ](use[- ])?only|\ba?gpl|"
     r"\bby-sa\b|s-lab|open[- ]?rail|community licen[cs]e|flux.*dev"
 )
-#: licences that only require keeping their notice; a licence that matches neither pattern counts as unknown
+#: licences that only require keeping their notice; a licence that matches neither RESTRICTED nor FREE is unknown
 FREE = re.compile(r"(?i)(apache|mit\b|bsd|isc\b|zlib|cc0|unlicense|public domain)")
 
 
@@ -44,10 +44,7 @@ def shared(store: Store, recipe: Mapping[str, Any], section: str, name: str, lic
 
 
 def relevant(recipe: Mapping[str, Any], section: str, name: str) -> dict[str, Any]:
-    """Return the parts of a recipe that a result depends on: earlier stages, and entry `name` of `section`.
-
-    section: pair or train.
-    """
+    """Return the parts of a recipe behind a result: earlier stages, and entry `name` of `section` (pair or train)."""
     stages = ("generate", "score", "pair", "train")
     keys = ("run", "model", "requests", *stages[: stages.index(section)])
     parts = {key: recipe[key] for key in keys if recipe.get(key)}
@@ -63,7 +60,7 @@ def recipe_of(store: Store) -> dict[str, Any]:
 
 
 def clean(value: Any, key: str = "") -> Any:
-    """Replace secrets (values of keys that match SECRET, parts of URLs) by ***, absolute paths by their last part."""
+    """Replace secrets (values of keys that match SECRET, parts of URLs) by ***, and /PATH/TO/NAME by .../NAME."""
     if isinstance(value, Mapping):
         inside = key if SECRET.search(key) else ""  # everything nested under a key like `credentials` is secret
         return {clean_text(k): clean(v, inside or str(k)) for k, v in value.items()}
@@ -164,7 +161,7 @@ def licence_rows(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, str]
 
 
 def binds_users(words: str, licence: str) -> str:
-    """Return yes, no or unknown: does the licence also bind users of the result? words: part and licence."""
+    """Return "yes", "no" or "unknown": does the licence also bind users of the result? words: part name and licence."""
     return "yes" if RESTRICTED.search(words) else "no" if FREE.match(licence) else "unknown"
 
 

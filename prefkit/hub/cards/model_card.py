@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SHEET = "images/base-and-tuned.webp"
 ADAPTER = "pytorch_lora_weights.safetensors"
 TRAINED_ON = "trained_on.json"  # also in prefkit.models.load.trained, whose import would load torch
-CONTROLS = ("sft", "flipped")  # NAME-sft and NAME-flipped are controls of NAME
+CONTROLS = ("sft", "flipped")  # NAME-sft and NAME-flipped are the controls of training NAME
 MEASURES = {"frechet": "Fréchet", "cmmd": "CMMD"}  # distances to real images
 JUDGE = {True: "training signal", False: "held out", None: "unknown"}
 #: training settings that the card states even if they have their default values
@@ -115,7 +115,7 @@ def _on_hub(name: str) -> bool:
 
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in spec.json, which differ from the defaults, and the default values of those in STATED."""
+    """Return the settings in spec.json, which holds only changed settings, and the default values of STATED."""
     from prefkit import registry
     from prefkit.config import Train, plain
 
@@ -211,7 +211,7 @@ def _is_control(model: str, name: str) -> bool:
 
 
 def _missing_controls(results: Mapping[str, Mapping[str, Any]], name: str, online: bool) -> list[str] | None:
-    """Return the controls of this model that no evaluation has; None if no evaluation recorded its controls."""
+    """Return the controls of model `name` that every evaluation lacks; None if no evaluation recorded its controls."""
     missing = [result["controls"].get("missing") or [] for result in results.values() if result.get("controls")]
     if not missing:
         return None

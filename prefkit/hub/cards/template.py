@@ -16,7 +16,7 @@ from prefkit.errors import StoreError
 BEGIN = "<!-- prefkit:begin (rewritten by every push; write before or after it, and what you write stays) -->"
 END = "<!-- prefkit:end -->"
 BLOCK = re.compile(r"<!-- prefkit:begin.*?-->.*?<!-- prefkit:end -->", re.S)
-#: the metadata at the start of a card, which may be empty (huggingface_hub's RepoCard would read on to a later ---)
+#: the metadata at the start of a card; it may be empty (then RepoCard of huggingface_hub would read to a later ---)
 FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
 #: metadata that every push replaces; for other keys the value in the repository wins
 REPLACED = ("base_model", "base_model_relation", "library_name", "size_categories")
@@ -33,10 +33,10 @@ class Card(NamedTuple):
 
 
 def render(name: str, facts: Mapping[str, Any]) -> str:
-    """Fill datasets_cards/NAME.md.j2. Raises jinja2.UndefinedError for a name that `facts` lacks.
+    """Fill the template datasets_cards/NAME.md.j2. Raises jinja2.UndefinedError for a variable that `facts` lacks.
 
-    Every value is escaped for Markdown: `finalize` calls `markdown`, which skips Markup, and autoescape marks the
-    output of filters, macros and blocks as Markup.
+    Every value is escaped for Markdown: `finalize` calls `markdown`, which leaves Markup unchanged; autoescape marks
+    the output of filters, macros and blocks as Markup.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDERS),
@@ -52,9 +52,9 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
 
 
 def merge(existing: str | None, metadata: Mapping[str, Any], body: str) -> str:
-    """Return the card `existing` with its marked block replaced by `body` (or appended) and its metadata completed.
+    """Return the card `existing` with prefkit's marked block replaced by `body` (or appended), and its metadata merged.
 
-    The user's parts are kept: text outside the markers; metadata keys, configs and tags that prefkit does not write;
+    What users wrote is kept: text outside the markers; metadata keys, configs and tags that prefkit does not write;
     values such as license. Merging again changes nothing. Raises StoreError if the metadata of `existing` is not YAML.
     """
     existing = existing or ""

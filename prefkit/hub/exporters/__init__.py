@@ -7,7 +7,7 @@
 
     plugin = Mine
 
-`write` returns counts, at least that of 'pairs'. `pairs.rows()` (prefkit/hub/pair_reader.py) streams the pairs with
-their images, so an exporter should hold only a few in memory. The core (prefkit/hub/export_run.py) calls `write` with a
-temporary folder, and moves that folder to its final place if the export succeeds.
+`write` returns counts, at least {"pairs": N}. `pairs.rows()` (prefkit/hub/pair_reader.py) streams the pairs with their
+images; an exporter should hold only a few of them in memory. The core (prefkit/hub/export_run.py) calls `write` with a
+temporary folder, and moves the folder to its final place if the export succeeds.
 """

@@ -15,9 +15,9 @@ from prefkit.store.files import dump_json, write_atomic
 
 @dataclass(frozen=True)
 class FoldersOptions:
-    #: folder of the better images
+    #: name of the folder for the better images
     win: str = "w"
-    #: folder of the worse images
+    #: name of the folder for the worse images
     lose: str = "l"
     #: suffix of the caption files (.txt, .caption)
     caption: str = ".txt"
@@ -29,7 +29,7 @@ class Folders:
     Options = FoldersOptions
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
-        """Write OUT/SPLIT/w/0000001.png and OUT/SPLIT/l/0000001.png, and both folders to OUT/SPLIT/simpletuner.json."""
+        """Write pair N to OUT/SPLIT/w/N.png and OUT/SPLIT/l/N.png, and SimpleTuner's config of both folders."""
         counts: dict[str, Any] = {"pairs": 0, "as_png": 0, "captions_joined": 0}
         for pair in pairs.rows():
             counts["pairs"] += 1
@@ -71,7 +71,7 @@ def one_line(caption: str) -> str:
 def _alike(pair: PairOut) -> tuple[str, bytes, bytes]:
     """Return (suffix, winner, loser): the original files if they have equal suffixes, else PNGs.
 
-    The suffixes must agree because trainers find the partner of an image by its full file name.
+    The suffixes must be equal because trainers expect the same file name in both folders.
     """
     suffixes = {suffix_of(pair.win), suffix_of(pair.lose)}
     if len(suffixes) == 1:

@@ -11,7 +11,9 @@ from prefkit.hub.importing.image_check import suffix_of
 from prefkit.hub.pair_reader import PairOut, Pairs
 from prefkit.hub.shards import write_rows
 
-TEXT = "`image1` and `image2` for `prompt`, with the votes for each (without counted votes: one for the winner)."
+TEXT = (
+    "`image1` and `image2` for `prompt`, with the votes for each image, derived from its probability of being better."
+)
 
 
 @dataclass(frozen=True)

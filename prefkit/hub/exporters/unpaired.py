@@ -34,7 +34,7 @@ class Unpaired:
         return counts
 
     def _rows(self, pairs: Pairs, counts: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:
-        seen: dict[bytes, int] = {}  # key of 16 bytes per image -> bit 1: won, bit 2: lost
+        seen: dict[bytes, int] = {}  # 16-byte key of image and caption -> 1: won, 2: lost, 3: both
         for pair in pairs.rows():
             counts["pairs"] += 1
             for data, label in ((pair.win, True), (pair.lose, False)):

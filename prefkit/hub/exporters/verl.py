@@ -44,7 +44,7 @@ class VerlOptions:
 
 
 class Verl:
-    """Writes Parquet shards, and the images to a folder next to them: verl reads paths relative to the Parquet file."""
+    """Writes Parquet shards, and the images next to them, because verl reads paths relative to the Parquet file."""
 
     Options = VerlOptions
 
@@ -82,7 +82,7 @@ class Verl:
             "negative_prompt": chat(self.options.negative_prompt),
             "img_win": names[0],
             "img_lose": names[1],
-            # verl requires win >= lose; only the gap has a meaning
+            # verl requires win_score >= lose_score; only their difference has a meaning
             "win_score": float(pair.columns.get("score_gap") or 1.0),
             "lose_score": 0.0,
             "reward_model": {"style": "model", "ground_truth": pair.caption},

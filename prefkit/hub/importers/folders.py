@@ -20,7 +20,7 @@ CAPTIONS = (".txt", ".caption")
 MAX_CAPTION = 1 << 20  # bytes
 USUAL = (("w", "l"), ("win", "lose"), ("chosen", "rejected"))
 REPEATS = re.compile(r"^\d+_(?=.)")  # kohya's 10_sks dress
-NO_CAPTION = "no caption: write one into a .txt of the same name, or give --prompt"
+NO_CAPTION = "the image has no caption: write one to a .txt file of the same name, or give --prompt"
 SHOWN = 5
 
 
@@ -35,7 +35,7 @@ class FoldersOptions:
 
 
 class Folder:
-    """The images under a folder, in order, and its caption files by `key`. Counts all other files as left out."""
+    """The images under a folder, in order, and the caption files by `key`. Counts all other files as left out."""
 
     def __init__(self, folder: Path, files: list[Path], leave_out: LeaveOut) -> None:
         self.folder, self.leave_out = folder, leave_out
@@ -150,7 +150,7 @@ class Folders:
             note(f"folder names became prompts: {', '.join(lines)}{more}{dropped}")
 
     def _images(self, folder: Folder, common: Path | None, prompts: dict[str, str] | None) -> Iterator[Item]:
-        """Yield a row per image. common: the folder's prompt.txt. prompts: collects folder names used as prompts."""
+        """Yield an Item per image. common: the folder's prompt.txt. prompts: collects folder names used as prompts."""
         for image in folder.images:
             yield _item(image, partial(self._prompt_of, image, folder, common, prompts), [image])
         folder.leave_unused({folder.key(path) for path in (*folder.images, *([common] if common else []))})
@@ -167,7 +167,7 @@ class Folders:
 
 
 def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> Item:
-    """Return the row of one image, or of a (better, worse) pair; its `error` is set if the caption cannot be used."""
+    """Return the Item of one image or of a (better, worse) pair; its `error` is set if the caption cannot be used."""
     try:
         text = prompt()
     except ValueError as error:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from prefkit.hub.importing.mesh_layouts import Body, Found
     from prefkit.mesh.payload import Mesh
 
-MESHES, PAIRS = (".ply", ".obj", ".npz"), (".json",)  # a .json beside meshes is not read: it may hold anything
+MESHES, PAIRS = (".ply", ".obj", ".npz"), (".json",)  # a .json next to meshes is not read: it may hold anything
 MAX_EXTENT = 10.0  # metres between joints; a larger extent means that the units are not metres
 
 

@@ -1,4 +1,4 @@
-"""Pick-a-Pic v1 and v2, and pairs made by `prefkit pair` or pushed: jpg_0, jpg_1, label_0, label_1, caption."""
+"""Pick-a-Pic v1 and v2, or pairs written by `prefkit pair` or push: jpg_0, jpg_1, label_0, label_1, caption."""
 
 from __future__ import annotations
 

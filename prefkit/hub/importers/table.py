@@ -24,9 +24,9 @@ USUAL = {"a": "a|image_a", "b": "b|image_b", "tie": "tie", "none": ""}
 
 @dataclass(frozen=True)
 class TableOptions:
-    #: PLACE=COLUMN,... with the places prompt, image_a, image_b, winner; also votes_a, votes_b (instead of winner), probability, model_a, model_b, seed_a, seed_b, judge, aspect, split; score.NAME=column is a rating of image_a
+    #: KEY=COLUMN,... with the keys prompt, image_a, image_b, winner; also votes_a, votes_b (instead of winner), probability, model_a, model_b, seed_a, seed_b, judge, aspect, split; score.NAME=COLUMN is a rating of image_a
     map: str = ""
-    #: values of the winner column, e.g. a=left|1,b=right|2,tie=both|neither,none=skip; null: a, b, tie, or empty
+    #: meaning of the winner column's values, e.g. a=left|1,b=right|2,tie=both|neither,none=skip; null: a, b, tie, empty
     values: str | None = None
 
 
@@ -62,7 +62,9 @@ class Table:
             checked = checked or row.error is None
             if absent:
                 columns = ", ".join(map(str, row.values))
-                raise UsageError(f"{row.where}: no column {', '.join(absent)} (in --map); the columns are {columns}.")
+                raise UsageError(
+                    f"{row.where}: no column {', '.join(absent)}, which --map names; the columns are {columns}."
+                )
             yield row
 
     def _item(self, root: Path, row: Row) -> Item:

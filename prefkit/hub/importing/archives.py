@@ -1,4 +1,4 @@
-"""Unpacks untrusted zip and tar archives (nothing outside the folder, no links, no bombs), and finds images in them."""
+"""Unpacks untrusted zip and tar archives, refusing links, zip bombs and paths with .., and finds images in them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Member = tuple[str, str, Callable[[], Any]]  # name, kind (file, folder, special
 
 @dataclass
 class Budget:
-    """Counts what an archive unpacks to, and refuses bombs."""
+    """Counts the members and bytes that an archive unpacks to, and refuses zip bombs."""
 
     name: str
     packed: int
@@ -67,7 +67,7 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
             if kind == "encrypted":
                 raise UsageError(f"{name}: {member} is encrypted. {BY_HAND}")
             if kind == "special":
-                raise UsageError(f"{name}: {member} is a link or a device, which datasets do not need. Refused.")
+                raise UsageError(f"{name} was refused: {member} is a link or a device, which datasets do not need.")
             if kind == "file":
                 target = _target(folder, member, name)
                 with opened() as source:
@@ -103,7 +103,7 @@ def _target(folder: Path, name: str, archive: str) -> Path:
     """Return the path to unpack a member to. Raises UsageError if its name is absolute, contains .., or is invalid."""
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.parts or ":" in pure.parts[0]:
-        raise UsageError(f"{archive}: the member {name!r} would be written outside its folder. Refused.")
+        raise UsageError(f"{archive} was refused: its member {name!r} would be written outside the folder.")
     return folder.joinpath(*pure.parts)
 
 
@@ -114,13 +114,13 @@ def _copy(source: IO[bytes], target: Path, budget: Budget, member: str) -> None:
         while chunk := source.read(CHUNK):
             size += len(chunk)
             if size > MAX_MEMBER:
-                raise UsageError(f"{budget.name}: {member} is larger than {MAX_MEMBER >> 30} GB. Refused.")
+                raise UsageError(f"{budget.name} was refused: {member} is larger than {MAX_MEMBER >> 30} GB.")
             budget.spend(len(chunk), member)
             out.write(chunk)
 
 
 class Joined(io.RawIOBase):
-    """Several files read as one, like `cat part*`."""
+    """A stream of several files, one after the other, like `cat part*`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.remaining = list(paths)
@@ -146,7 +146,7 @@ class Joined(io.RawIOBase):
 
 
 class Unpacker:
-    """The Workplace of an import: unpacks each archive once under `folder`, and counts skipped files."""
+    """The `Workplace` of an import: unpacks each archive once, under `folder`, and counts skipped files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -175,9 +175,9 @@ class ImagesOptions:
 
 
 class Images:
-    """Finds images by name in the folder of a source, then in its archives, which are unpacked at the first miss.
+    """Finds images by name in a source's folder, then in its archives, which are unpacked at the first miss.
 
-    folder: the folder to search instead of the source's own, if the user unpacked the archives elsewhere.
+    folder: the folder to search instead of the source's own folder, if the user unpacked the archives elsewhere.
     """
 
     def __init__(self, source: Path, folder: str | None, work: Workplace) -> None:
@@ -187,7 +187,7 @@ class Images:
     def path(self, name: Any, archive: str | None = None) -> Path:
         """Return the path of an image. Raises ValueError if it is missing, or if `name` leads out of the folder.
 
-        archive: the archive that holds the image, if the layout says; its members may then lack the folders of `name`.
+        archive: name of the archive that holds the image, if known; folders in `name` may be missing in the archive.
         """
         if not isinstance(name, str) or not name:
             raise ValueError("the name of an image is missing")

@@ -1,4 +1,4 @@
-"""Read arrays from an untrusted .npz file: headers are checked first, nothing is unpickled, rows come one at a time."""
+"""Reads arrays from untrusted .npz files: checks the headers first, unpickles nothing, and yields single rows."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Arrays:
         return self._read(name, column)
 
     def rows(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the rows of several arrays together. Raises ValueError if the arrays differ in their number of rows."""
+        """Yield {name: row} for each row number. Raises ValueError if the arrays differ in their number of rows."""
         counts = {name: (self.columns[name].shape or (0,))[0] for name in names}
         if len(set(counts.values())) > 1:
             raise ValueError(

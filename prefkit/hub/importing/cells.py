@@ -14,7 +14,7 @@ from prefkit.hub.importing.walk import leave_rest
 from prefkit.paths import embedded, find_file, named, shown
 from prefkit.types import Comparison, digest
 
-#: errors that invalid cells raise in an importer; only the row of the cell fails
+#: errors that importers raise for an invalid cell; they make only the row of that cell fail
 FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError)
 
 

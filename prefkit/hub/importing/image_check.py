@@ -55,7 +55,7 @@ def _decode(key: str, data: bytes) -> None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MAX_PIXELS is stricter than Pillow's bound
+            warnings.simplefilter("ignore")  # MAX_PIXELS is stricter than Pillow's limit
             with Image.open(io.BytesIO(data), formats=formats()) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -63,7 +63,7 @@ def _decode(key: str, data: bytes) -> None:
                         f"image {key} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are allowed"
                     )
                 image.load()
-    except Image.DecompressionBombError as error:  # Pillow raises it for more than twice its bound
+    except Image.DecompressionBombError as error:  # raised for more than twice Pillow's limit
         raise ValueError(
             f"image {key} claims more than {MAX_PIXELS // 10**6} million pixels; it was not decoded"
         ) from error

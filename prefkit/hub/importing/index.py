@@ -1,4 +1,4 @@
-"""An index of a run's ids during an import, and the import's requests until they are in requests.parquet."""
+"""The index of a run's ids during an import, and the import's requests before they are added to requests.parquet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COUNT = "INSERT INTO count VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET candidat
 
 
 class RunIndex:
-    """Ids of the requests, candidates, comparisons and scores of a run, in SQLite, so that memory stays constant.
+    """Ids of a run's requests, candidates, comparisons and scores, in SQLite, so that memory use stays constant.
 
     The index is a cache of the tables and is rebuilt at every start. Methods that add an id return True if it is new.
     """
@@ -82,7 +82,7 @@ class RunIndex:
         return self._select("SELECT request FROM candidate WHERE id = ?", cid)
 
     def next_index(self, request: str) -> int:
-        """Return the index for a new candidate of a request: the number of candidates that it has."""
+        """Return the index for a new candidate of a request: the number of candidates that the request has."""
         return self._select("SELECT candidates FROM count WHERE id = ?", request) or 0
 
     def _insert(self, table: str, *values: str) -> bool:

@@ -46,7 +46,7 @@ SPIN_FIELDS = {
     "betas": "betas",
     "vertices": "vertices",
 }
-BOX = 200  # pixels of a bounding box at SPIN's scale 1
+BOX = 200  # side in pixels of a bounding box with SPIN's scale 1
 PICKLED = (
     "{} can only be read by unpickling, which may run any code. If you trust the file, convert it with `python "
     "pipelines/mesh/unpickle.py FILE OUT.npz` and import OUT.npz"
@@ -130,7 +130,7 @@ def _hypotheses(arrays: Arrays) -> Iterator[Found]:
         raise ValueError(PICKLED.format(" and ".join(unusable)))
     if not {"joints3d", "vertices"} & set(names):
         held = shown(", ".join(arrays.columns))
-        raise ValueError(f"the file has neither joints3d nor vertices [M, ..., 3], but {held}")
+        raise ValueError(f"the file has neither joints3d nor vertices [M, ..., 3], only {held}")
     for name in names:
         if len(shape := arrays.columns[name].shape) > 1 and shape[1] > MAX_ROWS:
             raise ValueError(f"{name} has {shape[1]:,} rows per hypothesis; at most {MAX_ROWS:,} are allowed")
@@ -139,7 +139,7 @@ def _hypotheses(arrays: Arrays) -> Iterator[Found]:
     if "joint_names" in shared:
         shared["joint_names"] = [str(name) for name in np.ravel(shared["joint_names"])]
     if "pose" in names and shared.get("pose_repr") not in POSE_ROW:
-        raise ValueError(f"the file has a pose, but no text pose_repr, which must be one of {', '.join(POSE_ROW)}")
+        raise ValueError(f"the file has a pose, but no valid pose_repr, which must be one of {', '.join(POSE_ROW)}")
 
     def build(number: int, row: dict[str, Any]) -> Found:
         fields = shared | {PER_ROW[name]: value for name, value in row.items()}
@@ -203,9 +203,9 @@ def _human_data(arrays: Arrays) -> Iterator[Found]:
 
 
 def _chosen(arrays: Arrays, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions in the array of the keypoints that HumanData's mask marks, and their HumanData numbers.
+    """Return (array positions, HumanData numbers) of the keypoints that HumanData's mask marks.
 
-    A compressed file stores only the marked keypoints.
+    In a compressed file, the array holds only the marked keypoints.
     """
     count, mask = arrays.columns[name].shape[1], f"{name}_mask"
     numbers = np.flatnonzero(arrays.whole(mask)) if mask in arrays.columns else np.arange(count)

@@ -25,8 +25,8 @@ SPLIT = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test)(
 class Row(NamedTuple):
     """A row of a table.
 
-    where: file, row number (from 1) and line. split: read from the name of the file or folder. folder: the folder that
-    relative paths start from. error: the reason why the row cannot be used.
+    where: file, row number (from 1) and line. split: taken from the name of the file or folder. folder: the base of
+    relative paths. error: the reason why the row cannot be used.
     """
 
     where: str
@@ -64,7 +64,7 @@ def files(path: Path) -> list[Path]:
     if not path.is_dir():
         regular(path, f"import: {path}")
     tables = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if any((path / name).exists() for name in ("spec.json", "prefkit.json")):  # made by pair, or pushed
+    if any((path / name).exists() for name in ("spec.json", "prefkit.json")):  # written by pair or push
         tables = [p for p in tables if p.suffix.lower() == ".parquet" and not of_further_config(p, path)]
     tables = [p for p in tables if p.suffix.lower() == ".parquet"] or tables
     if not tables:

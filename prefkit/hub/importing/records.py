@@ -12,10 +12,9 @@ from prefkit.types import Comparison, Score
 
 @dataclass(frozen=True)
 class Asked:
-    """The request of an item.
+    """The request that an item's images answer.
 
-    split: None to choose it by the hash of the prompt, as everywhere in prefkit. request_id: None for the hash of prompt
-    and extra.
+    split: None to choose it by a hash of the prompt. request_id: None to use a hash of prompt and extra.
     """
 
     prompt: str
@@ -26,7 +25,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of an item, as encoded bytes or as the path of a file; or a payload, with or without an image.
+    """One candidate of an item: an image (encoded bytes or a file's path), or a payload with or without an image.
 
     key: its name in the item's comparisons and scores. extra: stored with the candidate (such as the model's name).
     seed: None if unknown. payload: stored with the candidate (such as a mesh, see prefkit/mesh/payload.py).
@@ -66,7 +65,7 @@ class Workplace(Protocol):
     def unpacked(self, archives: Sequence[Path]) -> Path:
         """Unpack an archive (zip, tar, tar.gz), or the parts of a split one in order; return the folder of its content.
 
-        It is unpacked safely, and only once; the folder is removed after the import. Raises UsageError naming archive
+        Each archive is unpacked only once; the folder is removed after the import. Raises UsageError naming archive
         and member.
         """
         ...

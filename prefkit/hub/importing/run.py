@@ -46,8 +46,8 @@ def run_import(
 ) -> dict[str, Any]:
     """Import `source` into the run as candidates/NAME, comparisons/NAME and scores/NAME.rating. Returns counts.
 
-    keep: store the paths of image files; False copies the files into the run. pairs: also write pairs/NAME from the
-    verdicts, ready for training. Raises UsageError and, after reading all rows, TooManyFailures (see max_failed).
+    keep: store only the paths of image files; False copies the files into the run. pairs: also write pairs/NAME from
+    the verdicts. Raises UsageError, and at the end TooManyFailures if a larger fraction of rows than max_failed failed.
     """
     layout = layout or sniff(source)
     path = Path(source).expanduser()

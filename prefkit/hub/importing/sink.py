@@ -1,4 +1,4 @@
-"""State of an import, and the rows that its items add to the tables of a run."""
+"""The state of an import, and the rows that the imported items add to the tables of a run."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Progress:
     trace: str = ""
     failed: dict[str, str] = field(default_factory=dict)  # item number -> where and why
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    pictures: int = 0  # number in the usable items, including images that the run already had
+    pictures: int = 0  # images in the usable items, including those that the run already had
     whole: bool = False  # True after success: few enough failures, and pairs written if --pairs was given
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any], store: Store) -> Progress:
-        """Return the state to resume. An import with other settings is discarded if it stored nothing, or failed.
+        """Return the state to resume. A state with other settings is discarded if its import failed or stored nothing.
 
         Raises UsageError if NAME belongs to a successful import with other settings, or to one of another source.
         """
@@ -51,14 +51,14 @@ class Progress:
             return cls(path)
         state = read_json(path)
         earlier = state.pop("what")
-        progress = cls(path, **{"whole": True} | state)  # states of earlier versions lack the key
+        progress = cls(path, **{"whole": True} | state)  # files of earlier versions lack the key
         if earlier == settings:
             progress.pictures = progress.pictures or progress.counts["candidates"] + progress.counts["known"]
             return progress
         if any(progress.counts[kind] for kind in STORED):
             if progress.whole or earlier["source"] != settings["source"]:
                 raise UsageError(
-                    f"import: {path.stem} is the name of an import of another source or with other options. {REMEDY}"
+                    f"import: {path.stem} was imported from another source or with other options. {REMEDY}"
                 )
             note(f"The earlier import of this source as {path.stem} failed; its rows are replaced.")
         discard(store, path.stem)
@@ -127,7 +127,7 @@ class Sink:
         split = item.asked.split if item.asked is not None else None
         if item.asked is None or split in (None, "train") or self.index.split_of(_request_id(item.asked)) != "train":
             return None
-        return f"it is in split {split}, but its prompt is already in split train; a prompt is in one split only"
+        return f"it is in split {split}, but its prompt is already in split train; a prompt must be in one split only"
 
     def _request(self, asked: Asked) -> Request:
         split = asked.split or split_of(asked.prompt, self.test_share)
@@ -138,9 +138,10 @@ class Sink:
         return request
 
     def _candidate(self, picture: Picture, checked: Checked, request: Request) -> str:
-        """Add the image or payload; return its id: its SHA-256, or if another request has it, a hash of SHA-256 and request.
+        """Add the image or payload and return its id.
 
-        A payload with an image, such as a rendered mesh, has a hash of both as its id: two meshes may look alike.
+        The id is the SHA-256 or, if another request already has it, a hash of SHA-256 and request. The id of a payload
+        with an image, such as a rendered mesh, is a hash of both, because two meshes may look alike.
         """
         cid = checked.sha256
         if picture.payload is not None and checked.data is not None:
@@ -168,7 +169,7 @@ class Sink:
         return cid
 
     def _comparison(self, c: Comparison, ids: Mapping[str, str], number: str) -> None:
-        """Add a verdict. Each further anonymous vote on a pair is stored under an annotator name of its own."""
+        """Add a verdict. Further anonymous votes on the same pair are stored under separate annotator names."""
         a, b = ids.get(c.id_a, c.id_a), ids.get(c.id_b, c.id_b)
         row = comparison_row(Comparison(**{**asdict(c), "id_a": a, "id_b": b}))
         self._table("comparisons", self.name)

@@ -11,7 +11,7 @@ from prefkit.hub.importing.records import Workplace
 from prefkit.paths import is_image_name, shown
 from prefkit.store.folders import LITTER
 
-#: files that file managers write, or prefkit next to its tables; they are not part of a dataset
+#: files written by file managers, or by prefkit next to its tables; they are not part of a dataset
 IGNORE = {*LITTER, "spec.json", "audit.json", "recipe.yaml", "prefkit.json", ".prefkit-export.json", "simpletuner.json"}
 TEXTS = ("readme", "license", "licence")
 KINDS = 8
@@ -47,7 +47,7 @@ def _walk(folder: Path, chain: set[str], leave_out: LeaveOut) -> Iterator[Path]:
 
 
 def leave_rest(source: Path, taken: Iterable[Path], work: Workplace) -> None:
-    """Count as left out the files under `source` except those in `taken`, images and archives (rows may name these)."""
+    """Count the files under `source` as left out, except those in `taken`, images and archives (rows may name them)."""
     if not source.is_dir():
         return
     read = {os.path.realpath(path) for path in taken}

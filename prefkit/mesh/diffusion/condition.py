@@ -1,8 +1,8 @@
 """The pose denoiser's condition, made from a request's keypoints, and the mask of state entries that count in a loss.
 
-The condition of K keypoints has 3 K + 3 numbers: their positions relative to the mean keypoint, divided by the largest
-distance from it; their confidences; and their place in the box: the mean keypoint relative to the box's centre, and the
-logarithm of that largest distance, both in units of half the box's longer side.
+The condition of K keypoints has 3 K + 3 numbers: the keypoints relative to their mean, divided by `size`, the largest
+distance from the mean; the K confidences; the mean relative to the box's centre (2 numbers), and the logarithm of
+`size`, both in units of half the box's longer side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prefkit.mesh.body import FREE
 from prefkit.mesh.diffusion.network import POSE, SHAPE, STATE
 from prefkit.mesh.observed import box_of, keypoints_of
 
-#: a request's mask columns -> the number of their entries
+#: column of a request that holds a mask -> number of entries in the mask
 MASKS = {"pose_mask": len(FREE), "shape_mask": 1}
 
 
@@ -27,7 +27,7 @@ def condition_of(extra: Mapping[str, Any], keypoints: int) -> Tensor:
     rows = keypoints_of(extra)
     if len(rows) != keypoints:
         raise ValueError(
-            f"the request has {len(rows)} keypoints, but the model was made for {keypoints}: use the detector that the "
+            f"the request has {len(rows)} keypoints, but the model was made for {keypoints}. Use the detector that the "
             "model was trained with"
         )
     seen = rows[rows[:, 2] > 0]
@@ -42,8 +42,8 @@ def condition_of(extra: Mapping[str, Any], keypoints: int) -> Tensor:
 def mask_of(extra: Mapping[str, Any]) -> Tensor:
     """Return the loss weights [130] of the state entries: 0 where the request's masks mark a label as unknown, else 1.
 
-    `pose_mask` has 20 numbers, one per rotation, and `shape_mask` one; without a mask its entries all count. Raises
-    ValueError for another number of entries, for an entry other than 0 and 1, and if all are 0.
+    `pose_mask` has 20 numbers, one per rotation, and `shape_mask` has one. A missing mask counts as all 1. Raises
+    ValueError if the number of entries is wrong, an entry is not 0 or 1, or all entries are 0.
     """
     values = {}
     for name, count in MASKS.items():

@@ -1,7 +1,7 @@
 """Generator of mesh hypotheses, `use: mesh`: conditional diffusion over pose and shape, given a request's keypoints.
 
 `call` takes two options: `render: false` stores no picture of the mesh, and `vertices: true` stores the skinned vertices
-with the mesh. The picture is seen through the request's camera; without one, its sides are `height` (default 256 px).
+with the mesh. The picture uses the request's camera; without a camera, its sides are `height` (default 256 px).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZE = 256  # px of a picture without a camera
 
 
 def check(model: Model, settings: Generate) -> None:
-    """Check the options, and that the model is a mesh model, without reading its weights. Raises UsageError."""
+    """Check the options and that the model is a mesh model, without reading weights. Raises UsageError."""
     unknown = sorted(set(settings.call) - set(CALL))
     if unknown or not all(isinstance(value, bool) for value in settings.call.values()):
         raise UsageError(
@@ -40,7 +40,7 @@ def check(model: Model, settings: Generate) -> None:
             f"{', '.join(f'{key}: {value}' for key, value in settings.call.items())}."
         )
     if not (Path(model.base).expanduser() / "denoiser").is_dir():
-        load_model(model.base)  # says what is missing
+        load_model(model.base)  # raises an error that names the missing files
 
 
 def open_generator(
@@ -80,7 +80,7 @@ def _result(mesh: Mesh, seen: Observed, options: dict[str, bool], settings: Gene
 
 
 def picture(mesh: Mesh, seen: Observed | None, size: int) -> Any:
-    """Render a mesh with vertices through the request's camera, or without one, framed in size x size px."""
+    """Render a mesh that has vertices, through the request's camera or, without one, framed in size x size px."""
     from prefkit.mesh.render import default_camera, render
 
     assert mesh.vertices is not None

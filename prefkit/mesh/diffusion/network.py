@@ -1,4 +1,4 @@
-"""Denoiser of body poses: noisy pose and shape, a time and a picture's keypoints -> clean pose and shape (or the noise).
+"""Denoiser of body poses: noisy pose and shape, timestep and keypoints of a picture -> clean pose and shape, or noise.
 
 State, [B, 130]: the 20 rotations of the free body as 6D (two columns of each matrix, Zhou et al., arXiv 1812.07035), then
 10 shape components; each entry is standardised by `mean` and `std`, which are stored with the weights.
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 class MeshDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """MLP on the state. keypoints: their number K; the condition has 3 K + 3 numbers (condition.py)."""
+    """MLP on the state. keypoints: number K of keypoints; the condition has 3 K + 3 numbers (condition.py)."""
 
     lora_targets = ("film", "up", "down")  # modules to adapt if lora.targets is empty
 

@@ -23,7 +23,7 @@ def _normal(seed: int) -> Tensor:
 
 @torch.no_grad()
 def sample(net: Any, scheduler: Any, noise: Tensor, condition: Tensor, steps: int) -> Tensor:
-    """Sample states [B, 130] with the denoiser; return them no longer standardised, float32, on the CPU.
+    """Sample states [B, 130] with the denoiser. Returns them unstandardised, in float32, on the CPU.
 
     noise: [B, 130]; condition: [B, C]; steps: number of network calls. The scheduler chooses the timesteps.
     """

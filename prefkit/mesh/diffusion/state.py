@@ -15,7 +15,7 @@ from prefkit.mesh.observed import Observed
 from prefkit.mesh.payload import Mesh
 from prefkit.mesh.rotations import from_matrix, to_matrix
 
-DISTANCE = 4.0  # metres from the camera, where the distance cannot be estimated
+DISTANCE = 4.0  # metres from the camera, if the distance cannot be estimated
 
 
 def state_of(mesh: Mesh) -> Tensor:
@@ -23,8 +23,8 @@ def state_of(mesh: Mesh) -> Tensor:
     if mesh.rotations is None or len(mesh.rotations) != len(FREE):
         held = "no pose" if mesh.rotations is None else f"a pose of {len(mesh.rotations)} rotations"
         raise ValueError(
-            f"the mesh has {held}, but training needs the {len(FREE)} rotations of the free body: "
-            "make the pairs from generators that store them"
+            f"the mesh has {held}, but training needs the {len(FREE)} rotations of the free body. "
+            "Build the pairs from generators that store rotations"
         )
     pose = torch.from_numpy(np.asarray(mesh.rotations, np.float32))
     if mesh.pose_repr != "6d":
@@ -37,7 +37,7 @@ def state_of(mesh: Mesh) -> Tensor:
 
 
 def meshes_of(states: Tensor, seen: Sequence[Observed | None], vertices: bool = False) -> list[Mesh]:
-    """Return the meshes of states [B, 130], not standardised, each placed where its joints fit the keypoints best.
+    """Return the meshes of unstandardised states [B, 130], each placed where its joints fit the keypoints best.
 
     seen: the observation of each state's request, or None. vertices: also compute the skinned vertices.
     """
@@ -59,8 +59,8 @@ def meshes_of(states: Tensor, seen: Sequence[Observed | None], vertices: bool = 
 def placed(joints: Tensor, seen: Observed | None) -> Tensor:
     """Return the translation [3] that brings the joints [J, 3] onto their keypoints, by weighted linear least squares.
 
-    With f (X + t_x) = u (Z + t_z), and the same for y, where u is a keypoint's distance from the principal point, each
-    keypoint gives two linear equations in t. Without a camera, or with a joint nearer than 1 m, it is put at 4 m.
+    Each keypoint gives two linear equations in t: f (X + t_x) = u (Z + t_z), where u is its x offset from the principal
+    point, and the same for y. Without a camera, or with a joint nearer than 1 m, t_z is 4 m.
     """
     if seen is None or seen.camera is None:
         return torch.tensor([0.0, 0.0, DISTANCE])

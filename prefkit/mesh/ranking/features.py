@@ -1,12 +1,13 @@
 """Features of one request's M mesh hypotheses, for the learned scorer `mesh`.
 
-    request      keypoints relative to the box's centre, confidences, place and size of the box as seen from the camera
-    hypothesis   joints from the root (metres), pose (6D) if used, residuals of the projected joints, their lengths
-                 and confidence-weighted mean length
-    consensus    joints minus the request's mean hypothesis, their mean length, mean residual minus the request's mean
+    request      keypoints relative to the box's centre, confidences, position and size of the box seen from the camera
+    hypothesis   joints relative to the root (metres), pose (6D) if used; residuals of the projected joints, their
+                 lengths and confidence-weighted mean length
+    consensus    joints minus the request's mean joints, mean length of this difference, and the mean residual length
+                 minus its mean over the request
 
-Keypoints and residuals are in units of half the box's longer side (prefkit/mesh/observed.py). The last line compares a
-hypothesis with all hypotheses of its request, so its values depend on which these are.
+Keypoints and residuals are in units of half the box's longer side (prefkit/mesh/observed.py). The consensus features
+compare a hypothesis with its request's mean, so they depend on which hypotheses the request has.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Layout:
         return cls(names_of(mesh.joint_names, len(mesh.joints3d)), count)
 
     def check(self, mesh: Mesh) -> None:
-        """Raise ValueError for a mesh that lacks what the features need."""
+        """Raise ValueError if the mesh lacks the joints or rotations that the features use."""
         names = names_of(mesh.joint_names, len(mesh.joints3d))
         if names != self.joints:
             raise ValueError(f"the mesh has {_shown(names)}; the scorer was fitted on {_shown(self.joints)}")

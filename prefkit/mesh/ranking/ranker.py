@@ -12,14 +12,11 @@ from prefkit.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = 10.0  # standardised features are clamped to +- this, so that an outlier cannot dominate
+LIMIT = 10.0  # standardised features are clamped to -LIMIT..LIMIT, so that an outlier cannot dominate
 
 
 class MeshRanker(nn.Module):
-    """An MLP of three hidden layers on standardised features [..., F] -> [...].
-
-    `shift` and `scale` [F] are the mean and standard deviation of the features that it was trained on.
-    """
+    """An MLP of three hidden layers, [..., F] -> [...]. shift, scale: mean and std [F] of the training features."""
 
     def __init__(self, features: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -50,6 +47,6 @@ class MeshRanker(nn.Module):
         except (KeyError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
             raise UsageError(
-                f"{where} has no usable network of the scorer `mesh`: {text}. Fit it again with `prefkit fit mesh`."
+                f"{where} holds no usable network for the scorer `mesh`: {text}. Fit it again with `prefkit fit mesh`."
             ) from error
         return net.eval()

@@ -1,4 +1,4 @@
-"""One CPU thread for small networks: threads that wait for each other make a step of a small network many times slower."""
+"""Run small networks on one CPU thread: with several threads, their steps are many times slower."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one CPU thread inside the block, and its previous number afterwards.
-
-    Sums then have one order, so that equal seeds give equal bits.
-    """
+    """Let torch use one CPU thread inside the block: sums have a fixed order, so equal seeds give identical results."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

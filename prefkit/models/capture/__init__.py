@@ -1,1 +1,1 @@
-"""The wiring between a pipeline, its denoiser and its scheduler: recorded in a short run, and proven."""
+"""Find out how a pipeline connects its denoiser, scheduler and VAE (its "wiring") by recording a short run."""

@@ -1,4 +1,4 @@
-"""Find out how a pipeline is wired: run it for a few steps and try named maps on the recorded numbers."""
+"""Find a pipeline's wiring (how it connects denoiser, scheduler and VAE): run it and try maps on recorded numbers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from prefkit.models.capture.wiring import Wiring
 from prefkit.models.load.pipeline import denoiser_name
 
 PROMPTS = ("a red square", "two blue circles on a table")
-STEPS = 4  # Qwen-Image gives NaN with one; PNDM needs four; fewer cannot distinguish sigma from 1 - sigma
+STEPS = 4  # PNDM needs four; fewer cannot distinguish sigma from 1 - sigma
 
 
 def capture(
     pipe: Any, *, height: int | None = None, width: int | None = None, call: Mapping[str, Any] | None = None
 ) -> Wiring:
-    """Run `pipe` on two prompts and return its wiring, proven on the recorded numbers.
+    """Run `pipe` on two prompts and return its wiring, whose maps reproduce the recorded numbers.
 
-    Call this before torch.compile, DDP or adapters are applied. call: further call arguments that affect the condition,
-    such as the guidance. Raises CaptureError if no known map reproduces the numbers, or if several do and disagree.
+    Call this before torch.compile, DDP or adapters are applied. call: further arguments for the pipeline's call, e.g.
+    the guidance. Raises CaptureError if no known map, or several different ones, reproduce the numbers.
     """
     denoiser = denoiser_name(pipe)
     if getattr(pipe, "vae", None) is None:
         raise CaptureError(
-            f"{type(pipe).__name__} has no VAE; a model that works on pixels needs its own family plug-in."
+            f"{type(pipe).__name__} has no VAE. A model that works on pixels needs its own family plug-in."
         )
     prediction = prove.declared(pipe)
     base = conditions.call_of(pipe, call or {}, height, width)
@@ -41,8 +41,8 @@ def capture(
     if len(record.steps) < 2 or record.decoded is None or not record.images:
         raise CaptureError(
             f"{type(pipe).__name__}: a run of {STEPS} steps made {len(record.steps)} scheduler steps, "
-            f"{'no' if record.decoded is None else 'a'} call of vae.decode and {len(record.images)} images; at least two "
-            "steps, one decoding and one image are needed. Video is not supported; other models need a family plug-in."
+            f"{'no' if record.decoded is None else 'a'} call of vae.decode and {len(record.images)} images; at least "
+            "two steps, one call and one image are needed. Video is not supported; other models need a family plug-in."
         )
     prove.prove_chain(pipe, record)
     sample, state, entry, states = _sample_argument(pipe, prediction, record)
@@ -74,13 +74,13 @@ def _only(pipe: Any, question: str, fits: list[Any]) -> Any:
     if len(fits) != 1:
         result = "none of the known maps fits" if not fits else f"these fit and disagree: {', '.join(map(str, fits))}"
         raise CaptureError(
-            f"{type(pipe).__name__}: {question}: {result}. prefkit does not guess; the model needs a family plug-in."
+            f"{type(pipe).__name__}: {question}: {result}. prefkit does not guess: the model needs a family plug-in."
         )
     return fits[0]
 
 
 def _fits(recorded: Any, attempt: Callable[..., Any], *arguments: Any) -> bool:
-    """True if the map `attempt` can be applied to `arguments` and reproduces the recorded numbers."""
+    """True if the map `attempt`, applied to `arguments`, reproduces the recorded numbers."""
     try:
         result = attempt(*arguments)
     except (RuntimeError, IndexError, AttributeError, TypeError, ValueError):
@@ -90,7 +90,7 @@ def _fits(recorded: Any, attempt: Callable[..., Any], *arguments: Any) -> bool:
 
 
 def _sample_argument(pipe: Any, prediction: str, record: Record) -> tuple[str, str, str, list[Tensor]]:
-    """Return (the denoiser's argument for x_t, name in STATE, name in INPUT or EXTRA_INPUT, x_t of each step)."""
+    """Return (the denoiser's argument for x_t, key in maps.STATE, key in maps.INPUT or EXTRA_INPUT, x_t per step)."""
     fits: dict[tuple[str, str, str], list[Tensor]] = {}
     levels = [prove.noise_level(pipe, prediction, step) for step in record.steps]
     states = ["identity"] if prediction == "flow" else list(maps.STATE)
@@ -100,7 +100,7 @@ def _sample_argument(pipe: Any, prediction: str, record: Record) -> tuple[str, s
         for state in states:
             x = [maps.STATE[state](step.before, level) for step, level in zip(record.steps, levels, strict=True)]
             for entry in (*maps.INPUT, *maps.EXTRA_INPUT):
-                extra = maps.extra_input_of(entry, value, x[0])  # must stay the same from step to step
+                extra = maps.extra_input_of(entry, value, x[0])  # must be the same in every step
                 if entry in maps.EXTRA_INPUT and extra is None:
                     continue
                 steps = zip(record.steps, x, strict=True)
@@ -121,7 +121,7 @@ def _outputs(record: Record) -> list[str]:
 
 
 def _time_argument(pipe: Any, prediction: str, record: Record, sample: str) -> tuple[str, str]:
-    """Return (the denoiser's argument for the time, name in CLOCK)."""
+    """Return (name of the denoiser's argument that takes the time, key in maps.CLOCK)."""
     steps = pipe.scheduler.config.num_train_timesteps
     fits = [
         (name, clock)
@@ -144,7 +144,7 @@ def _clock_fits(clock: str, prediction: str, steps: int, time: float, argument: 
 
 
 def _latent_map(pipe: Any, final: Tensor, decoded: Tensor) -> tuple[str, str]:
-    """Return the names in LAYOUT and AFFINE that turn the scheduler's last sample into the input of vae.decode."""
+    """Return the keys in maps.LAYOUT and maps.AFFINE that turn the last latents into the input of vae.decode."""
     height, width = decoded.shape[-2:]
     fits: dict[tuple[str, str], tuple[Any, Any]] = {}
     for layout, (to_grid, _) in maps.LAYOUT.items():

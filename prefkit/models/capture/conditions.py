@@ -1,4 +1,4 @@
-"""A prompt's condition: all arguments of the denoiser except the sample and the time."""
+"""Conditions: for a prompt, all arguments of the denoiser except the sample and the time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prefkit.models.capture.wiring import Wiring
 from prefkit.models.trees import Tree, leaves
 from prefkit.types import digest
 
-#: call arguments that prefkit sets itself
+#: arguments of the pipeline's call that prefkit sets itself
 FIXED = ("prompt", "num_inference_steps", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict")
 
 
@@ -35,9 +35,9 @@ def quiet(pipe: Any) -> Iterator[None]:
 
 
 def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int | None) -> dict[str, Any]:
-    """Return the call arguments of generation without those that training ignores (negative prompts, seeds, steps)."""
+    """Return the pipeline's call arguments without those that training ignores (negative prompts, seeds, steps)."""
     known = inspect.signature(type(pipe).__call__).parameters
-    size = {"height": height, "width": width}  # InstructPix2Pix takes neither: it uses the size of its image
+    size = {"height": height, "width": width}  # not all pipelines take a size (InstructPix2Pix)
     check_call_arguments(pipe, set(call) - set(size))
     arguments = dict(call) | {k: v for k, v in size.items() if v is not None}
     return {k: v for k, v in arguments.items() if k in known and k not in FIXED and not k.startswith("negative_")}
@@ -46,11 +46,11 @@ def call_of(pipe: Any, call: Mapping[str, Any], height: int | None, width: int |
 def find_call(
     pipe: Any, denoiser: str, prompts: Sequence[str], base: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (call arguments that request len(prompts) samples, call arguments that disable guidance).
+    """Return (call arguments that request len(prompts) samples, call arguments that disable classifier-free guidance).
 
-    The samples are requested with a list of prompts or, for pipelines that take one prompt at a time (Qwen-Image-Edit),
-    as several images of the last prompt. With both sets of arguments, every step calls the denoiser once, with one
-    input per sample. Guidance means classifier-free guidance.
+    The samples are requested by a list of prompts or, if the pipeline takes one prompt at a time (Qwen-Image-Edit), by
+    the last prompt and a number of images. With these arguments, a step calls the denoiser once, with one input per
+    sample.
     """
     errors: list[CaptureError] = []
     for several in ({"prompt": list(prompts)}, {"prompt": [prompts[-1]], "num_images_per_prompt": len(prompts)}):
@@ -62,7 +62,7 @@ def find_call(
 
 
 def _find_no_guidance(pipe: Any, denoiser: str, several: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return call arguments that disable guidance. A guidance_scale that is a network input (FLUX) stays unchanged."""
+    """Return call arguments that disable guidance. A guidance_scale that is a network input (FLUX) is not changed."""
     known = inspect.signature(type(pipe).__call__).parameters
     fixed = {"true_cfg_scale": 1.0} if "true_cfg_scale" in known else {}
     for scale in (4.0, 1.0, 0.0) if "guidance_scale" in known else (None,):
@@ -80,7 +80,7 @@ def _samples(call: Mapping[str, Any]) -> int:
 
 
 def _samples_per_step(pipe: Any, denoiser: str, call: dict[str, Any]) -> list[int]:
-    """Return the number of samples in each call of the denoiser before the first scheduler step."""
+    """Return the number of samples in each denoiser call before the first scheduler step."""
     counts: list[int] = []
 
     def stop(*args: Any, **kwargs: Any) -> Any:
@@ -104,34 +104,34 @@ def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
         return stop.value
     finally:
         pipe.maybe_free_model_hooks()
-    raise CaptureError(f"{type(pipe).__name__}: the pipeline's call ended without reaching denoiser and scheduler.")
+    raise CaptureError(f"{type(pipe).__name__}: the pipeline's call ended without calling denoiser and scheduler.")
 
 
 def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapping[str, Any]) -> Tree:
-    """Return the condition at the first step without running the denoiser. prompts: call arguments from find_call."""
+    """Return the condition of the first step, without running the denoiser. prompts: call arguments from find_call."""
     call = dict(base) | dict(wiring.no_guidance) | dict(prompts)
     condition, x = _first_call(pipe, wiring, call)
     argument = condition.pop(wiring.sample)
     del condition[wiring.time]
     if len(argument) != _samples(prompts):
         raise CaptureError(
-            f"{type(pipe).__name__}: the denoiser got {len(argument)} samples instead of {_samples(prompts)} with call "
-            f"arguments {dict(base)}: guidance is still on, or the pipeline multiplies samples."
+            f"{type(pipe).__name__}: with the call arguments {dict(base)}, the denoiser got {len(argument)} samples "
+            f"instead of {_samples(prompts)}: guidance is still on, or the pipeline multiplies samples."
         )
     if wiring.input in EXTRA_INPUT:
         condition[EXTRA_INPUT_KEY] = extra_input_of(wiring.input, argument, x)
         if condition[EXTRA_INPUT_KEY] is None:
             raise CaptureError(
-                f"{type(pipe).__name__} was captured with an image as an extra input, but gets none with the arguments "
-                f"{sorted(base)}. Give an image to every request, or to none (model.inputs)."
+                f"{type(pipe).__name__} was captured with an image as an extra input, but the arguments {sorted(base)} "
+                "provide no image. Give an image to every request, or to none (model.inputs)."
             )
     return condition
 
 
 def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return the arguments of the denoiser's first call and, for a pipeline with an extra input, x_t.
+    """Return (arguments of the denoiser's first call, x_t if the pipeline has an extra input, else None).
 
-    x_t is an argument of scheduler.step; to reach that call, zeros replace the denoiser's output.
+    x_t is read from the first call of scheduler.step; until then, zeros replace the denoiser's output.
     """
     net = getattr(pipe, wiring.denoiser)
     arguments: dict[str, Any] = {}
@@ -159,10 +159,7 @@ def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[s
 
 
 def with_batch_rules(pipe: Any, wiring: Wiring, several: Mapping[str, Any], base: Mapping[str, Any]) -> Wiring:
-    """Return the wiring with every leaf's batch rule, found from the conditions for one and two samples of a prompt.
-
-    several: call arguments that request two samples (find_call).
-    """
+    """Return the wiring with batch rules. several: call arguments that request two samples (find_call)."""
     prompt = several["prompt"][-1]
     twice = several if "num_images_per_prompt" in several else {"prompt": [prompt, prompt]}
     one, two = (_arguments(pipe, wiring, prompts, base) for prompts in ({"prompt": [prompt]}, twice))
@@ -170,9 +167,10 @@ def with_batch_rules(pipe: Any, wiring: Wiring, several: Mapping[str, Any], base
 
 
 def batch_rules(once: Tree, twice: Tree, owner: str) -> dict[str, int | str]:
-    """Return each leaf's rule: its batch dimension (the one that doubles), "list" (one entry per sample) or "shared".
+    """Return {leaf path: batch rule}: the batch dimension (an int), "list" (one entry per sample) or "shared".
 
-    once, twice: the conditions for one sample and for two. Raises CaptureError for a leaf that fits no rule.
+    once, twice: the conditions for one sample and for two; the dimension that doubles is the batch dimension. Raises
+    CaptureError for a leaf that fits no rule.
     """
     rules: dict[str, int | str] = {}
 
@@ -206,8 +204,8 @@ def _tensor_rule(one: Tensor, two: Tensor, name: str) -> int | str:
     if len(grown) == 1 and one.shape[grown[0]] == 1 and two.shape[grown[0]] == 2:
         return grown[0]
     raise CaptureError(
-        f"{name} has the shape {tuple(one.shape)} for one sample of a prompt and {tuple(two.shape)} for two samples; "
-        "neither does exactly one dimension double, nor are the values equal. Such a condition cannot be batched."
+        f"{name} has the shape {tuple(one.shape)} for one sample of a prompt and {tuple(two.shape)} for two samples: "
+        "it is not equal for both, and no single dimension grows from 1 to 2. Such a condition cannot be batched."
     )
 
 
@@ -220,22 +218,22 @@ def capture_conditions(
     width: int | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> list[Tree]:
-    """Return one Tree per prompt: argument name -> value with a batch dimension of 1, as the pipeline passes it.
+    """Return one condition per prompt, a Tree {argument name: value} with a batch size of 1.
 
-    call: the call arguments of generation. Embedded guidance keeps its value; classifier-free guidance and negative
-    prompts are left out. The denoiser is never run, so its weights need not be loaded (load_pipeline's `parts`).
+    call: arguments of the pipeline's call. Guidance that is an input of the network keeps its value; classifier-free
+    guidance and negative prompts are left out. The denoiser is not run, so its weights need not be loaded.
     """
     base = call_of(pipe, call or {}, height, width)
     return [_arguments(pipe, wiring, {"prompt": [prompt]}, base) for prompt in prompts]
 
 
 def collate(wiring: Wiring, trees: Sequence[Tree]) -> Tree:
-    """Join Trees of equal signature into one Tree for a batch."""
+    """Join Trees that have the same signature into one Tree for a batch."""
     return joined(wiring.batch, trees)
 
 
 def joined(rules: Mapping[str, int | str], trees: Sequence[Tree]) -> Tree:
-    """Join Trees for one sample each into one Tree for all samples, by the batch rule of every leaf."""
+    """Join Trees, each for one sample, into one Tree for the batch. rules: see batch_rules."""
 
     def join(nodes: list[Tree], path: str) -> Tree:
         rule = rules.get(path)
@@ -249,7 +247,7 @@ def joined(rules: Mapping[str, int | str], trees: Sequence[Tree]) -> Tree:
         if isinstance(first, dict):
             return {key: join([n[key] for n in nodes], f"{path}.{key}" if path else str(key)) for key in first}
         if not isinstance(first, (list, tuple)):
-            raise CaptureError(f"the condition has a leaf {path} that it lacked when the pipeline was captured.")
+            raise CaptureError(f"the condition contains {path}, which it lacked when the pipeline was captured.")
         return type(first)(join([n[i] for n in nodes], f"{path}.{i}" if path else str(i)) for i in range(len(first)))
 
     return join(list(trees), "")

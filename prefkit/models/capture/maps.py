@@ -1,7 +1,4 @@
-"""Named maps that a capture tries on recorded numbers.
-
-To support a new kind of pipeline, add a map here: no other module lists the names.
-"""
+"""Named maps that a capture tries on recorded numbers. To support a new kind of pipeline, add a map here."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# scheduler's sample -> x_t, given the variance-exploding noise level sigma
+# (scheduler's sample, variance-exploding noise level sigma) -> x_t
 STATE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda sample, sigma: sample,
     "over_sqrt_sigma2_plus_1": lambda sample, sigma: sample / (sigma**2 + 1) ** 0.5,
@@ -25,7 +22,7 @@ INPUT: dict[str, Callable[[Tensor], Any]] = {
     "list_of_frames": lambda x: list(x.unsqueeze(2).unbind(0)),
 }
 
-# inputs that append a condition to x_t in the sample argument: name -> (number of dimensions, dimension to append along)
+# sample arguments that are x_t followed by a condition: name -> (number of dimensions, dimension of concatenation)
 EXTRA_INPUT: dict[str, tuple[int, int]] = {
     "extra_channels": (4, 1),  # inpainting: mask and masked image
     "extra_tokens": (3, 1),  # editing: the tokens of the image to edit
@@ -36,7 +33,7 @@ EXTRA_INPUT_KEY = "behind_sample"
 
 
 def extra_input_of(name: str, argument: Any, x: Tensor) -> Tensor | None:
-    """Return the part of the sample argument that follows x_t, as in EXTRA_INPUT[name]; None if nothing follows."""
+    """Return the part of the sample argument that follows x_t; None if there is none. name: key in EXTRA_INPUT."""
     dims, dim = EXTRA_INPUT.get(name, (0, 0))
     if not isinstance(argument, Tensor) or not argument.ndim == x.ndim == dims or argument.shape[dim] <= x.shape[dim]:
         return None
@@ -44,7 +41,7 @@ def extra_input_of(name: str, argument: Any, x: Tensor) -> Tensor | None:
 
 
 def denoiser_input(name: str, x: Tensor, extra: Tensor | None = None) -> Any:
-    """Return the denoiser's sample argument for x_t. extra: the extra input, needed for names in EXTRA_INPUT."""
+    """Return the denoiser's sample argument for x_t. extra: what follows x_t, if `name` is in EXTRA_INPUT."""
     if name in INPUT:
         return INPUT[name](x)
     assert extra is not None, "the condition lacks its extra input"
@@ -59,13 +56,13 @@ def _only_frame(x: Tensor) -> Tensor:
 
 
 def _first(out: Tensor, x: Tensor, dims: int) -> Tensor:
-    """Return the part of the output that belongs to x_t, for outputs with more channels or tokens than x_t."""
+    """Return the output's channels or tokens that belong to x_t. Raises ValueError if there are no others."""
     if out.ndim != dims or out.shape[1] <= x.shape[1]:
         raise ValueError(f"{tuple(out.shape)} holds nothing beyond {tuple(x.shape)}")
     return out[:, : x.shape[1]]
 
 
-# (denoiser's output as one tensor, x_t) -> model_output of scheduler.step, shaped like x_t
+# (denoiser's output as one tensor, x_t) -> the scheduler's model_output, shaped like x_t
 OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda out, x: out,
     "negated": lambda out, x: -out,
@@ -76,7 +73,7 @@ OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "frame_negated": lambda out, x: -_only_frame(out),
 }
 
-# time of the schedule (index for epsilon and v, sigma in 0..1 for flow) -> time argument of the denoiser
+# (time: index for epsilon and v, sigma in 0..1 for flow; number of training steps) -> the denoiser's time argument
 CLOCK: dict[str, Callable[[Tensor, int], Tensor]] = {
     "index": lambda time, steps: time,
     "sigma": lambda time, steps: time.float(),
@@ -87,7 +84,7 @@ CLOCKS_OF = {"epsilon": ("index",), "v_prediction": ("index",), "flow": ("sigma"
 
 
 def pack(x: Tensor) -> Tensor:
-    """Pack [B, C, H, W] into tokens [B, H/2 * W/2, 4 C], each a 2 x 2 square, channel slowest."""
+    """Pack [B, C, H, W] into tokens [B, H/2 * W/2, 4 C]. Each token is a square of 2 x 2 cells, channel slowest."""
     b, c, h, w = x.shape
     return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h // 2 * (w // 2), 4 * c)
 
@@ -113,19 +110,19 @@ def _per_channel(values: Any, like: Tensor) -> Tensor:
 
 
 def _per_square(values: Tensor, like: Tensor) -> Tensor:
-    """Repeat [4 C], the values of a 2 x 2 square (channel slowest), over the grid: [1, C, H, W]."""
+    """Repeat the values [4 C] of a 2 x 2 square (channel slowest) over the grid. Returns [1, C, H, W]."""
     height, width = like.shape[-2:]
     return values.to(like).view(1, -1, 2, 2).repeat(1, 1, height // 2, width // 2)
 
 
-# grid -> input of vae.decode, as z / divisor + offset: name -> (vae, z) -> (divisor, offset)
+# the input of vae.decode is z / divisor + offset, with z on the grid: name -> function (vae, z) -> (divisor, offset)
 AFFINE: dict[str, Callable[[Any, Tensor], tuple[Any, Any]]] = {
     "mean_std": lambda vae, z: (1 / _per_channel(vae.config.latents_std, z), _per_channel(vae.config.latents_mean, z)),
     "mean_std_scale": lambda vae, z: (
         vae.config.scaling_factor / _per_channel(vae.config.latents_std, z),
         _per_channel(vae.config.latents_mean, z),
     ),
-    "batch_norm": lambda vae, z: (  # FLUX.2: the statistics of a batch norm over squares
+    "batch_norm": lambda vae, z: (  # FLUX.2: batch norm over 2 x 2 squares
         _per_square((vae.bn.running_var + vae.config.batch_norm_eps).rsqrt(), z),
         _per_square(vae.bn.running_mean, z),
     ),
@@ -136,7 +133,7 @@ AFFINE: dict[str, Callable[[Any, Tensor], tuple[Any, Any]]] = {
 
 
 def stacked(out: Any) -> Tensor:
-    """Return a denoiser's output as one tensor: unwrap ModelOutput and tuples, stack a list with an entry per sample."""
+    """Return a denoiser's output as one tensor: unwrap ModelOutput and tuples, stack a list of samples."""
     while not isinstance(out, Tensor):
         if isinstance(out, list):
             return torch.stack(out)
@@ -145,9 +142,9 @@ def stacked(out: Any) -> Tensor:
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
-    """True if two tensors, or lists of tensors, have equal shapes and, relative to b's elements, close values.
+    """True if two tensors, or lists of tensors, have equal shapes and close values.
 
-    Because small elements get a small tolerance, an offset is found even with a wide one.
+    The tolerance is relative to each element's size in b, plus 0.1 times the largest, so that an offset is found.
     """
     if isinstance(a, list) or isinstance(b, list):
         both = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
@@ -160,5 +157,5 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """Return the relative difference allowed between two computations of the same numbers."""
+    """Return the relative difference allowed between two computations in this dtype."""
     return 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2

@@ -1,9 +1,9 @@
-"""Prove what the network predicts: the scheduler's own numbers must follow from alphas_cumprod (or sigma) and that type.
+"""Prove the network's prediction type (epsilon, v or flow): the recorded scheduler steps must follow from it.
 
-With x = a0 x0 + b0 noise (VP: a0 = sqrt(abar), b0 = sqrt(1 - abar); flow: a0 = 1 - sigma, b0 = sigma) and a
-prediction, every scheduler step that is deterministic and of first order lands on a x0 + b noise with
-a^2 + b^2 = 1 (VP; DDIM, eq. 12 of arXiv 2010.02502) or, for flow, a = 1 - sigma', b = sigma'. Only the right
-prediction type gives such a and b. A scheduler with other kinds of steps must expose its x0.
+x_t is a0 x0 + b0 noise (VP: a0 = sqrt(abar), b0 = sqrt(1 - abar); flow: a0 = 1 - sigma, b0 = sigma). From x_t and a
+prediction, a deterministic first-order step computes a x0 + b noise with a^2 + b^2 = 1 (VP; DDIM, eq. 12 of
+arXiv 2010.02502) or a = 1 - sigma', b = sigma' (flow). Only the right prediction type gives such a and b. A scheduler
+with other kinds of steps must expose its x0.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def declared(pipe: Any) -> str:
     name = type(scheduler).__name__
     if "sigma_data" in config:
         raise CaptureError(
-            f"{type(pipe).__name__} runs on {name}: networks with EDM preconditioning (sigma_data) are not supported. "
-            "Train a model with a DDPM or flow-matching scheduler."
+            f"{type(pipe).__name__} uses {name}: networks with EDM preconditioning (sigma_data) are not supported. "
+            "Choose a model with a DDPM or flow-matching scheduler."
         )
     flow = name.startswith("FlowMatch") or config.get("use_flow_sigmas") or "flow" in config.get("prediction_type", "")
     kind = "flow" if flow else config.get("prediction_type")
     if kind not in PREDICTIONS or (kind != "flow" and not hasattr(scheduler, "alphas_cumprod")):
         raise CaptureError(
-            f"{type(pipe).__name__} runs on {name} with prediction_type {kind!r}; only {', '.join(PREDICTIONS)} are "
+            f"{type(pipe).__name__} uses {name} with prediction_type {kind!r}; only {', '.join(PREDICTIONS)} are "
             "supported, the first two with alphas_cumprod. Choose another scheduler (model.scheduler)."
         )
     return kind
 
 
 def log_sigma_at(scheduler: Any, time: float) -> float:
-    """Return log sqrt((1 - abar) / abar) at an index, linear between integers as in diffusers' sigma_to_t."""
+    """Return log sqrt((1 - abar) / abar) at an index, interpolated linearly as in diffusers' sigma_to_t."""
     abar = scheduler.alphas_cumprod.cpu().double()
     low = min(int(time), len(abar) - 1)
     high = min(low + 1, len(abar) - 1)
@@ -51,10 +51,10 @@ def log_sigma_at(scheduler: Any, time: float) -> float:
 
 
 def noise_level(pipe: Any, prediction: str, step: Step) -> float:
-    """Return the sigma of x_t: 0..1 for flow, noise over signal for VP.
+    """Return the sigma of x_t: 0..1 for flow, the ratio of noise to signal for VP.
 
-    VP schedulers with fractional steps (Karras spacing) round the time, so their own sigma is exact and is used. If it
-    is more than a step away from that of alphas_cumprod (interpolated half steps), the latter is used.
+    VP schedulers with fractional steps (Karras spacing) round the time, so their own sigma is used, unless it is more
+    than one step away from the sigma that follows from alphas_cumprod (interpolated half steps).
     """
     if prediction == "flow":
         return step.time / pipe.scheduler.config.num_train_timesteps
@@ -65,7 +65,7 @@ def noise_level(pipe: Any, prediction: str, step: Step) -> float:
 
 
 def mixture(prediction: str, sigma: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the coefficients (of x0, of noise) in x_t and in the prediction."""
+    """Return the coefficients (of x0, of noise) in x_t, and those in the prediction."""
     if prediction == "flow":
         return (1 - sigma, sigma), (-1.0, 1.0)
     root = math.sqrt(1 + sigma**2)
@@ -74,9 +74,9 @@ def mixture(prediction: str, sigma: float) -> tuple[tuple[float, float], tuple[f
 
 
 def prove_prediction(pipe: Any, prediction: str, record: Record, states: list[Tensor], exploding: bool) -> None:
-    """Raise CaptureError unless the scheduler's numbers follow from `prediction`.
+    """Raise CaptureError unless the recorded scheduler steps follow from the prediction type `prediction`.
 
-    states: x_t of each step. exploding: True if the scheduler's own sample is x_t * sqrt(1 + sigma^2).
+    states: x_t of each step. exploding: True if the scheduler's sample is x_t * sqrt(1 + sigma^2).
     """
     following: list[Step | None] = [*record.steps[1:], None]
     for step, after, x_t in zip(record.steps, following, states, strict=True):
@@ -87,8 +87,8 @@ def prove_prediction(pipe: Any, prediction: str, record: Record, states: list[Te
             return
     raise CaptureError(
         f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}: the scheduler's steps do not follow from the "
-        f"prediction type {prediction!r}. Either the type is wrong, or the scheduler does not expose it; try "
-        "DDIMScheduler (or FlowMatchEulerDiscreteScheduler) as model.scheduler."
+        f"prediction type {prediction!r}. Either the type is wrong, or the scheduler's steps cannot be checked; set "
+        "model.scheduler to DDIMScheduler (for flow models, FlowMatchEulerDiscreteScheduler)."
     )
 
 
@@ -97,9 +97,9 @@ def prove_chain(pipe: Any, record: Record) -> None:
     for step, following in itertools.pairwise(record.steps):
         if not same(following.before, step.after, _limit(step.after)):
             raise CaptureError(
-                f"{type(pipe).__name__} changes the sample between two scheduler steps, as inpainting by blending "
-                "does: its images do not come from its network alone. Use this model's text-to-image pipeline, or a "
-                "network that takes the image itself (extra channels or tokens)."
+                f"{type(pipe).__name__} changes the sample between two scheduler steps (as inpainting by blending "
+                "does), so its images do not come from its network alone. Use the model's text-to-image pipeline, or a "
+                "network that takes the image as an input (extra channels or tokens)."
             )
 
 
@@ -108,7 +108,7 @@ def _limit(x: Tensor) -> float:
 
 
 def _exposes_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
-    """True if a clean sample (or noise) that the scheduler derived equals the one that `prediction` implies."""
+    """True if the scheduler exposes a clean sample or noise, and it equals what `prediction` implies."""
     derived = [tensor for tensor in (step.original, step.converted) if tensor is not None and tensor.shape == x_t.shape]
     (sx, nx), (sp, np_) = mixture(prediction, sigma)
     determinant = sx * np_ - nx * sp
@@ -127,7 +127,7 @@ def _exposes_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
 def _first_order(
     pipe: Any, prediction: str, sigma: float, x_t: Tensor, step: Step, following: Step | None, exploding: bool
 ) -> bool:
-    """True if the step ended at a x0 + b noise with (a, b) on the schedule's own curve."""
+    """True if the step returned a x0 + b noise with the (a, b) that the module docstring gives."""
     limit = _limit(x_t)
     basis = torch.stack([tensor.cpu().double().flatten() for tensor in (x_t, step.model_output)], dim=1)
     after = step.after.cpu().double().flatten()

@@ -26,14 +26,14 @@ class StopCall(Exception):
 
 @dataclass
 class Step:
-    """One call of scheduler.step and the one call of the denoiser before it."""
+    """One call of scheduler.step, with the denoiser call before it."""
 
-    arguments: dict[str, Any]  # the denoiser's arguments, named as in its class's forward
+    arguments: dict[str, Any]  # the denoiser's arguments, by their names in its forward
     output: Tensor  # the denoiser's output, stacked to one tensor
-    model_output: Tensor  # the scheduler's `model_output`
-    time: float  # its `timestep`
-    before: Tensor  # its `sample`
-    after: Tensor  # its `prev_sample`
+    model_output: Tensor  # argument `model_output` of scheduler.step
+    time: float  # argument `timestep`
+    before: Tensor  # argument `sample`
+    after: Tensor  # result `prev_sample`
     sigma: float | None = None  # noise level at this step, if the scheduler keeps a list of sigmas
     original: Tensor | None = None  # pred_original_sample, if the scheduler returns it
     converted: Tensor | None = None  # result of convert_model_output, if the scheduler has that method
@@ -46,14 +46,11 @@ class Record:
     images: list[Any] = field(default_factory=list)
 
 
-_signature = functools.cache(inspect.signature)  # inspecting takes a third of a millisecond, twice per denoising step
+_signature = functools.cache(inspect.signature)  # inspecting is slow (a third of a millisecond)
 
 
 def bind(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the positional and keyword arguments of a call to `net` as one dict by name.
-
-    Names come from the forward of the network's class, regardless of torch.compile or adapters on the instance.
-    """
+    """Return the arguments of a call to `net` as one dict, with the names in the forward of the network's class."""
     kind: Any = type(getattr(net, "_orig_mod", net))
     bound = _signature(kind.forward).bind(net, *args, **kwargs).arguments
     bound.pop("self")
@@ -63,7 +60,7 @@ def bind(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict
 
 @contextmanager
 def replaced(owner: Any, name: str, substitute: Any) -> Iterator[None]:
-    """Temporarily replace an attribute of the instance `owner`. A method keeps its signature: pipelines inspect it."""
+    """Temporarily replace an attribute of `owner`. A method keeps its signature, because pipelines inspect it."""
     original, before = getattr(owner, name), vars(owner).get(name)
     if callable(original):
         substitute = functools.wraps(original)(functools.partial(substitute))
@@ -75,7 +72,7 @@ def replaced(owner: Any, name: str, substitute: Any) -> Iterator[None]:
 
 
 def check_call_arguments(pipe: Any, names: Iterable[str]) -> None:
-    """Raise UsageError for an argument name that the call of `pipe` (a pipeline or its class) does not take."""
+    """Raise UsageError if a name is not an argument of the pipeline's call. pipe: a pipeline or its class."""
     kind = pipe if isinstance(pipe, type) else type(pipe)
     known = list(inspect.signature(kind.__call__).parameters)[1:]
     unknown = sorted(set(names) - set(known))
@@ -93,17 +90,17 @@ def run_pipeline(pipe: Any, call: Mapping[str, Any]) -> Any:
             return pipe(**call)
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise CaptureError(
-            f"{type(pipe).__name__} could not be run on prompts alone: {type(error).__name__}: {error}. Put its other "
-            "arguments into generate.NAME.call or, if they differ between requests, into model.inputs; a model without "
-            "prompts needs its own family plug-in."
+            f"{type(pipe).__name__} could not be run on prompts alone: {type(error).__name__}: {error}. If it needs "
+            "other arguments, set them in generate.NAME.call or, if they differ between requests, in model.inputs. A "
+            "model without prompts needs its own family plug-in."
         ) from error
 
 
 def record_run(pipe: Any, denoiser: str, call: Mapping[str, Any]) -> Record:
     """Run `pipe(**call)` and record every step. The pipeline is left unchanged.
 
-    An all-zero denoiser output (a fresh network) would fit every map, so it is replaced by noise. Raises CaptureError
-    unless calls of the denoiser and of scheduler.step alternate.
+    If the denoiser's output is all zeros (an untrained network), it is replaced by noise, because with zeros
+    all conversions in capture/maps.py give the same result. Raises CaptureError unless each scheduler step follows exactly one denoiser call.
     """
     recorder = _Recorder(pipe, denoiser)
     hook = getattr(pipe, denoiser).register_forward_hook(recorder.after_forward, with_kwargs=True)
@@ -116,8 +113,6 @@ def record_run(pipe: Any, denoiser: str, call: Mapping[str, Any]) -> Record:
 
 
 class _Recorder:
-    """Hooks of the denoiser, the scheduler and the VAE that fill a Record."""
-
     def __init__(self, pipe: Any, denoiser: str) -> None:
         self.pipe, self.denoiser = pipe, denoiser
         self.scheduler_step, self.vae_decode = pipe.scheduler.step, pipe.vae.decode
@@ -134,8 +129,8 @@ class _Recorder:
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         if len(self.pending) != 1:
             raise CaptureError(
-                f"{type(self.pipe).__name__} called its {self.denoiser} {len(self.pending)} times before one scheduler "
-                "step; only one call per step is supported. Disable the option that adds calls, or write a family "
+                f"{type(self.pipe).__name__} called its {self.denoiser} {len(self.pending)} times before a scheduler "
+                "step; exactly one call per step is supported. Disable the option that adds calls, or write a family "
                 "plug-in."
             )
         arguments, output = self.pending.pop()
@@ -165,7 +160,7 @@ class _Recorder:
 def _noise_like(output: Any, generator: torch.Generator) -> Any:
     if isinstance(output, Tensor):
         return torch.randn(output.shape, generator=generator).to(output)
-    if isinstance(output, dict):  # a ModelOutput, which is also indexed by number
+    if isinstance(output, dict):  # a ModelOutput
         return type(output)(**{key: _noise_like(value, generator) for key, value in output.items()})
     return type(output)(_noise_like(value, generator) for value in output)
 
@@ -176,6 +171,6 @@ def _original(result: Any) -> Tensor | None:
 
 
 def _sigma(scheduler: Any) -> float | None:
-    """Return the noise level of the step just made, for schedulers that index a list of sigmas."""
+    """Return the noise level of the last step, if the scheduler keeps a list of sigmas."""
     index, sigmas = getattr(scheduler, "step_index", None), getattr(scheduler, "sigmas", None)
     return None if index is None or sigmas is None else float(sigmas[index - 1])

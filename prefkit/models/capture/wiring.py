@@ -1,4 +1,4 @@
-"""The result of a capture: how a pipeline is wired, as data."""
+"""The result of a capture: a pipeline's wiring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Wiring:
-    """The connections between a pipeline's scheduler, denoiser and VAE. Every map named here reproduced recorded numbers."""
+    """The connections between a pipeline's scheduler, denoiser and VAE: argument names, and keys in capture/maps.py."""
 
     pipeline: str  # class name of the pipeline
     denoiser: str  # component name: "unet" | "transformer"
@@ -27,7 +27,7 @@ class Wiring:
     prediction: str  # type of the network's prediction: "epsilon" | "v_prediction" | "flow"
     train_steps: int  # the scheduler's num_train_timesteps
     no_guidance: Mapping[str, Any]  # call arguments that disable classifier-free guidance: {"guidance_scale": 1.0}
-    # leaf of the condition ("added_cond_kwargs.text_embeds") -> batch dimension, "list" (entry per sample) or "shared"
+    # path in the condition ("added_cond_kwargs.text_embeds") -> batch dimension, "list" (entry per sample) or "shared"
     batch: Mapping[str, int | str]
 
     def to_json(self) -> str:

@@ -1,1 +1,1 @@
-"""Load pipelines and weights from disk or the Hub: folders, single files, revisions, trained models."""
+"""Load pipelines and weights from folders, single files or the Hub."""

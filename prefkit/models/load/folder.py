@@ -1,4 +1,4 @@
-"""Check a pipeline folder before anything is loaded: its parts, the weight files of each part, and their variant."""
+"""Check a local pipeline folder before anything is loaded: are all components and their weight files present?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefkit.models.meta import PARTS, part_of
 from prefkit.tiny import located
 
 INDEX = "model_index.json"
-#: diffusion_pytorch_model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+#: names of weight files, such as diffusion_pytorch_model.safetensors or model.fp16-00001-of-00002.safetensors
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<variant>[A-Za-z]\w*))?(-\d+-of-\d+)?\.safetensors", re.ASCII
 )
@@ -27,10 +27,10 @@ COPY_AGAIN = "Copy or download the whole pipeline again."
 
 
 def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
-    """Return the weight variant (fp16) of a local pipeline folder; None for plain weights, or if it is not a folder.
+    """Return the weight variant, such as "fp16", to load from a local pipeline folder; None if none is needed.
 
-    wanted: those of PARTS to load; the weights of other parts may be missing. Raises UsageError for a component that is
-    missing, or whose weights are missing, incomplete or pickles.
+    wanted: the parts to load; the weights of other parts may be missing. Raises UsageError if a component is missing,
+    or if its weights are missing, incomplete or pickled.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -40,7 +40,7 @@ def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)):
             continue
         if not (folder / name).is_dir():
-            raise UsageError(f"{source} is incomplete: {INDEX} names the part {name}, which is missing. {COPY_AGAIN}")
+            raise UsageError(f"{source} is incomplete: its folder {name}, listed in {INDEX}, is missing. {COPY_AGAIN}")
         if part_of(name) in wanted:
             names = _variants(folder / name, source)
             if None not in names:
@@ -51,7 +51,7 @@ def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
     if not common:
         parts = "; ".join(f"{name}: {', '.join(sorted(names))}" for name, names in variants.items())
         raise UsageError(
-            f"{source}: its parts have no weight variant in common ({parts}). Download all parts in one variant."
+            f"{source}: no weight variant exists for all components ({parts}). Download all of them in one variant."
         )
     return "fp16" if "fp16" in common else min(common)
 
@@ -69,7 +69,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _variants(folder: Path, source: str) -> set[str | None]:
-    """Return the variants of the weights in a component's folder; None means plain weights. Raises UsageError."""
+    """Return the weight variants in a component's folder; None stands for plain weights. Raises UsageError."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     for name in names:
         if SHARDS.fullmatch(name):
@@ -79,8 +79,8 @@ def _variants(folder: Path, source: str) -> set[str | None]:
         return variants
     if any(name.endswith((".bin", ".pt", ".ckpt", ".msgpack")) for name in names):
         raise UsageError(
-            f"{folder} holds no .safetensors weights, only formats that can run code when they are read, which prefkit "
-            f"refuses. If you trust their source, convert the pipeline once: {CONVERT.format(source)}"
+            f"{folder} holds no .safetensors weights, only formats that can run code when they are loaded, so prefkit "
+            f"does not load them. If you trust their source, convert the pipeline once: {CONVERT.format(source)}"
         )
     raise UsageError(
         f"{source} is incomplete: {folder} holds no weights (looked for model.safetensors or "
@@ -96,13 +96,13 @@ def _check_shards(index: Path) -> None:
     missing = sorted(str(name) for name in shards if not (index.parent / str(name)).is_file())
     if missing:
         raise UsageError(
-            f"{index.parent} is incomplete: {len(missing)} of the {len(shards)} files of its weights are missing, the "
-            f"first being {missing[0]}. Let the download finish, or copy the whole folder again."
+            f"{index.parent} is incomplete: it lacks {len(missing)} of its {len(shards)} weight files, for example "
+            f"{missing[0]}. Let the download finish, or copy the whole folder again."
         )
 
 
 def not_a_pipeline(folder: Path) -> str:
-    """Return the error message for a folder without model_index.json: its actual content, and the path to give."""
+    """Return the error message for a folder without model_index.json: what the folder is, and which path to give."""
     names = {path.name for path in folder.iterdir()}
     give = (
         "Give the folder that save_pretrained wrote, a Hub id, or a single .safetensors or .ckpt file; an adapter goes "
@@ -111,17 +111,17 @@ def not_a_pipeline(folder: Path) -> str:
     if not names:
         return f"{folder} is an empty folder. {give}"
     if "pytorch_lora_weights.safetensors" in names or "adapter_config.json" in names:
-        return f"{folder} is a LoRA adapter: give it as model.adapters: {{{folder}: 1}}, and its base as model.base."
+        return f"{folder} is a LoRA adapter. Set model.adapters: {{{folder}: 1}}, and its base model as model.base."
     if "config.json" in names and (folder.parent / INDEX).is_file():
-        return f"{folder} is one part of a pipeline. Give its parent folder: {folder.parent}."
+        return f"{folder} is only one component of a pipeline. Give the pipeline's folder: {folder.parent}."
     inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
     if inside:
-        return f"{folder} is not a diffusers pipeline itself, but holds {', '.join(inside)}. Give {folder / inside[0]}."
+        return f"{folder} is not a diffusers pipeline, but contains {', '.join(inside)}. Give {folder / inside[0]}."
     return f"{folder} is a folder without {INDEX}, so it is not a diffusers pipeline. {give}"
 
 
 def check_call(model: Model, names: Collection[str]) -> None:
-    """Raise UsageError for an argument name that the pipeline's call does not take. Checks local folders only."""
+    """Raise UsageError if a name is not an argument of the pipeline's call. Checks local folders only."""
     import diffusers
 
     from prefkit.models.capture.record import check_call_arguments

@@ -50,18 +50,18 @@ def load_pipeline(
 ) -> Any:
     """Load a DiffusionPipeline onto `device`, with weights from safetensors files.
 
-    adapters   path or Hub id of a LoRA -> its weight; loaded in this order as adapters start0, start1, ...
-    scheduler  class name of a diffusers scheduler that replaces the pipeline's own and takes over its config;
-               clip_sample (meant for pixels, and on by default in some classes) is off unless that config sets it
-    parts      those of {"denoiser", "vae", "text"} to load, default all. Text encoders left out are None; a denoiser or
-               VAE left out is on the meta device: configuration and shapes without weights
+    adapters   path or Hub id of a LoRA -> its weight; the adapters are named start0, start1, ... in this order
+    scheduler  class name of a diffusers scheduler that replaces the pipeline's scheduler but keeps its config, except
+               that clip_sample (meant for pixels) is off if the config does not set it
+    parts      which of "denoiser", "vae" and "text" to load, default all. Text encoders that are not loaded are None; a
+               denoiser or VAE that is not loaded is on the meta device, without weights
     config     for a single file: folder or Hub id of a pipeline of the same kind, which provides the configuration
     sequential_offload    load each part when it is called and free the previous part (models/offload.py); ignored for a
-               single file, which is loaded at once
+               single file
     quantize   store the denoiser's linear layers in nf4, int8 or fp8 (models/quantize.py)
     vae_tiling encode and decode large images in tiles
-    Raises UsageError for a missing path, a folder that is not a pipeline, unknown names, missing safetensors;
-    TrainingError for an adapter that changes a text encoder that is left out.
+    Raises UsageError for a missing path, a folder that is not a pipeline, an unknown name or missing safetensors;
+    TrainingError for an adapter that changes a text encoder, if no text encoder is loaded.
     """
     _silence_libraries()
     torch_dtype = dtype_of(dtype)
@@ -79,7 +79,7 @@ def load_pipeline(
         load: Any = partial(load_pipeline, base, revision=revision, trust_remote_code=trust_remote_code, device=device)
         part = partial(_load_part, partial(load, quantize=quantize), adapters)
         pipe = _with_offload(open_pipeline, part, (source, revision, torch_dtype, device))
-        adapters = None  # they come with the denoiser
+        adapters = None  # loaded with the denoiser
     else:
         few_bits = quantize if "denoiser" in wanted else None
         absent = partial(left_out, source, revision, wanted, torch_dtype, device)
@@ -96,7 +96,7 @@ def load_pipeline(
 
 
 def _with_offload(open_pipeline: Callable[[Any], Any], load_part: Any, where: tuple[Any, ...]) -> Any:
-    """Open a pipeline with parts on the meta device until they are called. where: source, revision, dtype, device."""
+    """Open a pipeline whose parts are loaded when they are called. where: (source, revision, dtype, device)."""
     from prefkit.models.offload import SequentialOffload, cache_prompts, meta_components
 
     source, revision, dtype, device = where
@@ -118,12 +118,12 @@ def _enable_tiling(pipe: Any) -> None:
 
 
 def model_arguments(model: Model) -> dict[str, Any]:
-    """Return the arguments of load_pipeline that the recipe's `model` sets."""
+    """Return the settings in the recipe's `model` as arguments for load_pipeline."""
     return {field.name: getattr(model, field.name) for field in fields(model) if field.name != "inputs"}
 
 
 def denoiser_name(pipe: Any) -> str:
-    """Return "unet" or "transformer". Raises CaptureError if the pipeline has no denoiser, or two (as Wan 2.2 has)."""
+    """Return "unet" or "transformer". Raises CaptureError if the pipeline has no denoiser, or two, like Wan 2.2."""
     components = sorted(name for name, component in pipe.components.items() if isinstance(component, torch.nn.Module))
     denoisers = [name for name in components if re.fullmatch(r"(unet|transformer)(_\w+)?", name)]
     if len(denoisers) != 1 or denoisers[0] not in ("unet", "transformer"):
@@ -131,14 +131,14 @@ def denoiser_name(pipe: Any) -> str:
             f"has the denoisers {', '.join(denoisers)}" if denoisers else "has no denoiser called unet or transformer"
         )
         raise CaptureError(
-            f"{type(pipe).__name__} {problem} (components: {', '.join(components)}); exactly one is supported. "
+            f"{type(pipe).__name__} {problem} (components: {', '.join(components)}); prefkit supports exactly one. "
             "Such a model needs a family plug-in of its own."
         )
     return denoisers[0]
 
 
 def check_model(model: Model, device: str, dtype: str = "float32", scheduler: str | None = None) -> None:
-    """Run the checks of load_pipeline that need no weights. Raises UsageError."""
+    """Check the arguments of load_pipeline without loading weights. Raises UsageError."""
     dtype_of(dtype)
     source = located(model.base)
     _check_source(source, PARTS)
@@ -160,7 +160,7 @@ def _looks_local(source: str) -> bool:
 
 
 def _check_source(source: str, wanted: Collection[str]) -> str | None:
-    """Return a local folder's weight variant (variant_of). Raises UsageError for a source that is not a pipeline."""
+    """Return the weight variant to load (see variant_of). Raises UsageError if `source` is not a pipeline."""
     path = Path(source)
     if path.is_dir() and not (path / INDEX).is_file():
         raise UsageError(not_a_pipeline(path))
@@ -179,13 +179,13 @@ def _from_pretrained(
     variant: str | None,
     arguments: Callable[[], dict[str, Any]],
 ) -> Any:
-    """Load a folder or Hub id. arguments: returns more from_pretrained arguments (components). Raises UsageError."""
+    """Load a folder or Hub id. arguments: a function that returns more from_pretrained arguments. Raises UsageError."""
     from diffusers import DiffusionPipeline
 
     if variant is not None:
-        output.note(f"model: {source} holds weights of the variant {variant} only; they are read as {dtype}.")
+        output.note(f"model: {source} holds only weights of the variant {variant}; they are converted to {dtype}.")
     try:
-        # diffusers warns if a small VAE replaces the usual one, but the capture proves that the parts fit together
+        # diffusers warns about an unusual VAE class, but the capture proves that the parts fit together
         with _without_warning("diffusers.pipelines.pipeline_utils", "Expected types for"):
             return DiffusionPipeline.from_pretrained(
                 source,
@@ -199,7 +199,7 @@ def _from_pretrained(
     except (OSError, ValueError, AttributeError, ImportError, KeyError, TypeError, SafetensorError) as error:
         if "MeshPipeline" in str(error):
             raise UsageError(
-                f"{source} is a mesh model, not a pipeline for images: set use: mesh in generate, family: mesh in train."
+                f"{source} is a mesh model, not an image pipeline. Set use: mesh in generate and family: mesh in train."
             ) from error
         raise UsageError(f"the pipeline {source} could not be loaded: {_short(error)}") from error
 
@@ -207,7 +207,7 @@ def _from_pretrained(
 def _load_part(
     load: Callable[..., Any], adapters: Mapping[str, float] | None, part: str, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Load the modules of a part, by component name. load: load_pipeline with its other arguments already set."""
+    """Return {component name: module} of a part. load: load_pipeline with its other arguments already set."""
     name = str(dtype).removeprefix("torch.")
     pipe = load(parts={part}, dtype=name, adapters=adapters if part == "denoiser" else None)
     return {name: module for name, module in pipe.components.items() if part_of(name) == part and module is not None}
@@ -243,7 +243,7 @@ def _load_adapters(pipe: Any, adapters: Mapping[str, float]) -> None:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(f"the adapter {source} could not be loaded: {_short(error)}") from error
         if names[-1] not in getattr(net, "peft_config", {}):
-            raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of {type(pipe).__name__}.")
+            raise UsageError(f"the adapter {source} holds no weights for the {denoiser} of this {type(pipe).__name__}.")
     owner = pipe if hasattr(pipe, "set_adapters") else net
     owner.set_adapters(names, list(adapters.values()))
     _set_eval(pipe)  # new layers are in training mode, with their dropout on
@@ -256,7 +256,7 @@ def _set_eval(pipe: Any) -> None:
 
 
 def _adapter_file(source: str) -> Path:
-    """Return the file of an adapter that is given as a file, a folder or a Hub id. Raises UsageError."""
+    """Return the weight file of an adapter. source: a file, a folder or a Hub id. Raises UsageError."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -275,13 +275,14 @@ def _adapter_file(source: str) -> Path:
         files = [file for file in huggingface_hub.list_repo_files(source) if file.endswith(".safetensors")]
         if len(files) != 1:
             raise UsageError(
-                f"{source} holds {len(files)} .safetensors files, none called {ADAPTER_FILE}. Give the path of one."
+                f"the Hub repository {source} holds {len(files)} .safetensors files, none called {ADAPTER_FILE}. "
+                "Download the adapter and give the path of its file."
             ) from None
         return Path(huggingface_hub.hf_hub_download(source, files[0]))
 
 
 def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> None:
-    """Load one LoRA file in any layout that diffusers reads."""
+    """Load one LoRA file in any layout that diffusers can read."""
     source = str(path.parent)
     settings: dict[str, Any] = {"use_safetensors": True, "weight_name": path.name}
     net = getattr(pipe, denoiser)
@@ -296,7 +297,7 @@ def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> None:
     others = sorted({key.split(".")[0] for key in state if key.startswith("text_encoder")})
     if others and not any(isinstance(getattr(pipe, name, None), torch.nn.Module) for name in others):
         raise text_adapter_error(others[0])
-    with _without_warning("diffusers.loaders.lora_base", "No LoRA keys"):  # most adapters leave text encoders alone
+    with _without_warning("diffusers.loaders.lora_base", "No LoRA keys"):  # most adapters do not change text encoders
         if alphas:
             pipe.load_lora_weights(even_state(state, alphas), adapter_name=name)
         else:
@@ -305,14 +306,15 @@ def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> None:
 
 def text_adapter_error(component: str) -> TrainingError:
     return TrainingError(
-        f"an adapter in model.adapters also changes {component}, but prefkit trains and exports adapters of the "
-        "denoiser only. Fuse it into the pipeline (fuse_lora, save_pretrained) and set the result as model.base."
+        f"an adapter in model.adapters also changes {component}, but prefkit trains and exports adapters for the "
+        "denoiser only. Fuse the adapter into the pipeline with diffusers (fuse_lora, save_pretrained), and set the "
+        "saved folder as model.base."
     )
 
 
 @contextmanager
 def _without_warning(logger: str, start: str) -> Iterator[None]:
-    """Temporarily suppress a library's warnings that start with `start`. logger: name of the library's logger."""
+    """Temporarily suppress the warnings of the logger called `logger` that start with `start`."""
 
     def other(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(start)
@@ -325,13 +327,13 @@ def _without_warning(logger: str, start: str) -> Iterator[None]:
 
 
 def silence_bars(*libraries: str) -> None:
-    """Disable the loading bars of these libraries (default: transformers) unless stderr is a terminal."""
+    """If stderr is not a terminal, disable the progress bars of these libraries (default: transformers)."""
     if not sys.stderr.isatty():
         for name in libraries or ("transformers",):
             importlib.import_module(f"{name}.utils.logging").disable_progress_bar()
 
 
-#: start of the libraries' warnings about each truncated prompt; prefkit counts them itself (models/long_prompts.py)
+#: how the libraries' warnings about a truncated prompt start; prefkit warns once instead (models/long_prompts.py)
 TRUNCATION = ("The following part of your input was truncated", "Token indices sequence length is longer")
 
 
@@ -347,5 +349,4 @@ def _no_truncation(record: logging.LogRecord) -> bool:
 
 
 def _short(error: Exception) -> str:
-    """Return the start of another library's error message, on one line."""
     return " ".join(str(error).split())[:400]

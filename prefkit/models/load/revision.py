@@ -1,4 +1,4 @@
-"""Identify a model's weights by the commit of a Hub id, or by a hash of a local model's files."""
+"""Identify a model's weights: by the commit of a Hub repository, or by a hash of local files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model", ".
 
 
 def weights_revision(base: str | Path, revision: str | None = None) -> str:
-    """Return the commit SHA of a Hub id, or a hash of the file names and contents of a local model or adapter.
+    """Return the commit SHA of a Hub repository, or a hash of a local model's or adapter's file names and contents.
 
     Raises DamagedError if a file in a folder that prefkit wrote is missing or has changed.
     """
@@ -35,12 +35,12 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
         file for file in path.rglob("*") if file.suffix in CONTENT and file.is_file() and file.name != MANIFEST
     )
     if not files:
-        raise UsageError(f"{base} holds no model files.")
+        raise UsageError(f"{base} contains no model files. Give a pipeline folder, a single weight file, or a Hub id.")
     return digest([(file.relative_to(path).as_posix(), file_hash(file)) for file in files])
 
 
 def base_revision(model: Model) -> dict[str, Any]:
-    """Return the revision of the base and, if set, of a single file's configuration, with "quantize", "vae_tiling"."""
+    """Return what identifies the base model: the revision of `base` and, if set, `config`, `quantize`, `vae_tiling`."""
     config = {} if model.config is None else {"config": weights_revision(model.config)}
     bits = {} if model.quantize is None else {"quantize": model.quantize}
     tiles = {"vae_tiling": True} if model.vae_tiling else {}
@@ -55,7 +55,7 @@ def file_hash(path: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _content_hash(path: str, size: int, mtime: int) -> str:
-    """SHA-256 of a file. size and mtime only belong to the cache key, so that a changed file is read again."""
+    """Return a file's SHA-256. size and mtime are only part of the cache key, so that a changed file is read again."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -69,7 +69,7 @@ def _commit(repository: str, revision: str | None) -> str:
         sha = huggingface_hub.HfApi().model_info(repository, revision=revision).sha
     except HFValidationError as error:
         raise UsageError(f"{repository} is neither an existing path nor a Hub id such as owner/name.") from error
-    except Exception as error:  # errors of the Hub, and of the transport that its client uses
+    except Exception as error:  # the Hub's client also raises errors of its transport
         sha = _cached_commit(repository, revision)
         if sha is None:
             raise UsageError(

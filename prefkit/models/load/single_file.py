@@ -1,4 +1,4 @@
-"""Load pipelines whose weights are in one file, in the layout of the model's original code."""
+"""Load a pipeline from a single weight file in the layout of the model's original code."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from prefkit.errors import UsageError
 
 
 def from_single_file(source: str, dtype: Any, config: str | None) -> Any:
-    """Load a pipeline from one file. Raises UsageError.
+    """Load a pipeline from one file. config: folder or Hub id with the configuration, by default chosen by diffusers.
 
-    config: folder or Hub id with the configuration and the parts that the file lacks; by default, diffusers finds it.
+    Raises UsageError.
     """
     import diffusers
     from diffusers.loaders.single_file_utils import (
@@ -31,14 +31,14 @@ def from_single_file(source: str, dtype: Any, config: str | None) -> Any:
         )
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError, SingleFileComponentError) as error:
         raise UsageError(
-            f"no pipeline could be read from the single file {source}: {' '.join(str(error).split())[:400]} Such a "
-            "file holds weights only; the configuration and missing parts come from the Hub, or from a pipeline "
+            f"no pipeline could be read from the single file {source}: {' '.join(str(error).split())[:400]} A single "
+            "file holds only weights; the configuration and missing parts come from the Hub, or from a pipeline "
             "folder that you set as model.config."
         ) from error
 
 
 def _missing_parts(source: str, settings: str, index: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """Load the VAE and text encoders that the file lacks: FLUX's file holds only the denoiser, SD 3's may lack T5."""
+    """Load the VAE and text encoders that the file lacks; FLUX files, for example, often hold only the denoiser."""
     import diffusers
     import safetensors
     import transformers

@@ -1,1 +1,1 @@
-"""LoRA adapters: add them to a denoiser, read them completely or refuse them, and write them for other programs."""
+"""LoRA adapters: add them to a denoiser, check that files are read completely, and export for other programs."""

@@ -1,8 +1,7 @@
-"""LoRA on a denoiser: add, continue, stack, and export in diffusers' file format.
+"""LoRA adapters on a denoiser: add a new one, continue a loaded one, and export in diffusers' file format.
 
-An export is always one file. A single adapter is written unchanged, with its configuration, so that an alpha other than
-the rank is loaded correctly. Several adapters are joined along the rank with alpha = rank, which is exact:
-sum_i s_i B_i A_i = [s_1 B_1, ...] [A_1; ...].
+An export is always one file. A single adapter is written unchanged, with its configuration (rank and alpha). Several
+adapters are joined along the rank with alpha = rank, which is exact: sum_i s_i B_i A_i = [s_1 B_1, ...] [A_1; ...].
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_
 
 
 def lora_layers(net: Any) -> Iterator[tuple[str, Any]]:
-    """Iterate over (module name, peft layer) for every layer that has an adapter."""
+    """Return an iterator over (module name, peft layer) for every layer that has an adapter."""
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in net.named_modules() if isinstance(module, LoraLayer))
 
 
 def active_adapters(net: Any) -> list[str]:
-    """Return the names of the adapters that take part in a forward pass, in order."""
+    """Return the names of the active adapters (those used in a forward pass), in order."""
     return list(dict.fromkeys(name for _, layer in lora_layers(net) for name in layer.active_adapters))
 
 
@@ -43,8 +42,8 @@ def active_adapters(net: Any) -> list[str]:
 def layers_active(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
     """Temporarily activate only the adapters `names`. Unlike peft's set_adapter, this leaves requires_grad unchanged.
 
-    With only the adapters that training started from, the network is its own frozen reference. layers: those from
-    lora_layers, listed once by the caller, because finding them walks through the whole network.
+    Training computes the reference in this way, with the initial model's adapters. layers: the network's layers with
+    adapters (from lora_layers).
     """
     before = [layer._active_adapter for layer in layers]
     for layer in layers:
@@ -61,16 +60,16 @@ def add_lora(
 ) -> int:
     """Add a new float32 adapter to `net`, on top of its existing adapters, and freeze everything else.
 
-    B starts at zero, so the network's output does not change. targets: suffixes of module names; empty: the network's
-    `lora_targets` if it has them, else the attention projections. Returns the number of trainable parameters. Raises
-    UsageError if a target matches no module or a module that cannot have an adapter (of the default targets, some may
-    match none), and TrainingError if the network does not support adapters.
+    The factor B starts at zero, so the network's output does not change at first. targets: suffixes of module names;
+    default: the network's `lora_targets` if it defines them, else the attention projections. Returns the number of
+    trainable parameters. Raises UsageError if a given target matches no module, or one that cannot have an adapter;
+    TrainingError if the network does not support adapters.
     """
     from peft import LoraConfig
 
     if not hasattr(net, "add_adapter"):
         raise TrainingError(
-            f"{type(net).__name__} does not support adapters in diffusers. Train full weights: lora: null."
+            f"{type(net).__name__} does not support adapters in diffusers. Set lora: null to train full weights."
         )
     start, endings = active_adapters(net), _linear_endings(net)
     own: Sequence[str] = getattr(net, "lora_targets", TARGETS)
@@ -90,15 +89,15 @@ def add_lora(
         except ValueError as error:  # peft's message prints the whole module and all supported types
             kind = re.match(r"Target module (\w+)", str(error))
             raise UsageError(
-                f"lora.targets: a module of {type(net).__name__} that ends in {' or '.join(map(repr, chosen))} is a "
-                f"{kind[1] if kind else 'module'}, which cannot have an adapter. The linear modules end in "
-                f"{', '.join(endings)}."
+                f"lora.targets: a module in {type(net).__name__} whose name ends in {' or '.join(map(repr, chosen))} "
+                f"is a {kind[1] if kind else 'module'}, which cannot have an adapter. The names of linear modules end "
+                f"in {', '.join(endings)}."
             ) from error
     return _train_only(net, [*start, POLICY])
 
 
 def _linear_endings(net: Any) -> list[str]:
-    """Return the names of linear modules as lora.targets may list them: the last part, or two if it is a number (to_out.0)."""
+    """Return the endings of linear modules' names: the last part or, if it is a number, the last two (to_out.0)."""
     endings = set()
     for path, module in net.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -108,20 +107,20 @@ def _linear_endings(net: Any) -> list[str]:
 
 
 def _check_targets(net: Any, targets: Sequence[str], endings: Sequence[str], every: bool) -> None:
-    """Raise UsageError if no target matches a module or, with `every`, if any target matches none."""
+    """Raise UsageError if no target matches a module. every: also raise it if only some targets match none."""
     paths = [f".{path}" for path, _ in net.named_modules() if path]
     unused = [target for target in targets if not any(path.endswith(f".{target}") for path in paths)]
     if unused and (every or len(unused) == len(targets)):
         raise UsageError(
-            f"lora.targets: no module of {type(net).__name__} ends in {' or '.join(map(repr, unused))}."
-            f"{nearest(unused[0], endings)} Its linear modules end in {', '.join(endings)}."
+            f"lora.targets: no module name in {type(net).__name__} ends in {' or '.join(map(repr, unused))}."
+            f"{nearest(unused[0], endings)} The names of its linear modules end in {', '.join(endings)}."
         )
 
 
 def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:
-    """Copy the loaded adapter `start` and train the copy; the loaded adapter stays frozen, as (part of) the reference.
+    """Copy the loaded adapter `start` and make the copy trainable; the original stays frozen for the reference.
 
-    dropout: the copy's dropout, which replaces that of the loaded adapter. Returns the number of trainable parameters.
+    dropout: dropout of the copy. Returns the number of trainable parameters.
     """
     before = active_adapters(net)
     with warnings.catch_warnings():
@@ -150,7 +149,7 @@ def _train_only(net: Any, active: Sequence[str]) -> int:
 
 
 def lora_state(net: Any, name: str = POLICY) -> dict[str, Tensor]:
-    """Return an adapter's weights, not copied, by name ("module.lora_A.weight")."""
+    """Return an adapter's weights by name, such as "module.lora_A.weight". The tensors are not copied."""
     state = {}
     for path, layer in lora_layers(net):
         if name in layer.lora_A:
@@ -165,7 +164,7 @@ def load_lora_state(net: Any, state: dict[str, Tensor]) -> None:
     differing = sorted(weights.keys() ^ state.keys())
     if differing:
         raise TrainingError(
-            f"the saved adapter belongs to another network: {len(differing)} keys differ, such as {differing[0]}."
+            f"the saved adapter belongs to another network: {len(differing)} keys differ, for example {differing[0]}."
         )
     with torch.no_grad():
         for key, tensor in weights.items():
@@ -173,10 +172,7 @@ def load_lora_state(net: Any, state: dict[str, Tensor]) -> None:
 
 
 def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
-    """Write the active adapters to `folder`/pytorch_lora_weights.safetensors, for diffusers' load_lora_weights.
-
-    denoiser: "unet" | "transformer", the key prefix.
-    """
+    """Write the active adapters to `folder`/pytorch_lora_weights.safetensors, with `denoiser` as the key prefix."""
     import safetensors.torch
 
     names = active_adapters(net)
@@ -184,7 +180,7 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
         state, config = lora_state(net, names[0]), net.peft_config[names[0]]
     else:
         state, config = _joined(net, names)
-    config = _with_dropout(config, 0.0)  # a program that loads this with diffusers would switch dropout on again
+    config = _with_dropout(config, 0.0)  # otherwise, loading the file would enable dropout again
     settings = {f"{denoiser}.{key}": value for key, value in config.to_dict().items()}
     described = json.dumps(
         settings, default=lambda v: sorted(v) if isinstance(v, (set, frozenset)) else str(v), sort_keys=True
@@ -201,9 +197,9 @@ def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sort the metadata in a safetensors file, whose order is otherwise random: equal adapters become equal files.
+    """Sort the metadata in a safetensors file, so that equal adapters give identical files.
 
-    The file starts with the length of its header (8 bytes) and the header, JSON padded with spaces.
+    The file starts with the header's length (8 bytes) and the header, which is JSON padded with spaces.
     """
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -216,7 +212,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def _network(net: Any) -> str:
-    """Return the name of the network's diffusers class; a sharded network has a class derived from it."""
+    """Return the name of the network's diffusers class (a sharded network has a subclass of it)."""
     kinds = type(net).__mro__
     return next((k for k in kinds if k.__module__.startswith(("diffusers.", "prefkit."))), kinds[0]).__name__
 
@@ -228,7 +224,7 @@ def _with_dropout(config: Any, dropout: float) -> Any:
 
 
 def _as_configured(net: Any, name: str) -> bool:
-    """True if the adapter's strength follows from its configuration alone, without an extra weight."""
+    """True if the adapter's strength is lora_alpha / r in every layer."""
     config = net.peft_config[name]
     if config.alpha_pattern or config.rank_pattern or config.use_rslora:
         return False
@@ -246,7 +242,7 @@ def _joined(net: Any, names: Sequence[str]) -> tuple[dict[str, Tensor], Any]:
         if not present:
             continue
         if getattr(layer, "use_dora", {}) and any(layer.use_dora.get(name) for name in present):
-            raise TrainingError(f"{path} has a DoRA adapter, which cannot be joined with others; merge it first.")
+            raise TrainingError(f"{path} has a DoRA adapter, which cannot be joined with others. Merge it first.")
         down = [layer.lora_A[name].weight.float() for name in present]
         up = [layer.lora_B[name].weight.float() * layer.scaling[name] for name in present]
         state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"] = torch.cat(down, dim=0), torch.cat(up, dim=1)

@@ -1,9 +1,9 @@
-"""Check that an adapter file is read completely: refuse unknown weights by name, and compare the loaded layers with it.
+"""Check that an adapter file is loaded completely: refuse unknown weights, and compare the loaded layers with the file.
 
-Every LoRA layout consists of pairs of factors, and changes weights by strength * up @ down. Loaders rename, split and
-reorder the factors, and multiply strengths into them or store them separately; none of that changes the sum over all
-layers of the squared Frobenius norm of strength * up @ down. This sum is computed from the file and from the loaded
-layers: if a loader drops a layer or scales it wrongly, the two sums differ.
+A LoRA holds pairs of factors, up and down, and changes weights by strength * up @ down. Loaders may rename, split and
+reorder the factors, or multiply strengths into them. None of this changes the sum over all layers of the squared
+Frobenius norm of strength * up @ down. The sum is computed from the file and from the loaded layers: if a loader drops
+a layer or scales it wrongly, the results differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FACTOR = re.compile(
     r"(?P<module>.+?)(?P<kind>[._]lora(?:_linear_layer)?[._])(?P<side>down|up|A|B)(?:\.default)?\.weight"
 )
 MAGNITUDE = re.compile(r".+\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
-#: substring of a key -> the kind of adapter that has such keys
+#: text in a key -> the kind of adapter that has such keys
 KINDS = {
     "lokr_": "a LoKr",
     "hada_": "a LoHa",
@@ -42,12 +42,12 @@ KINDS = {
     "w_norm": "a LyCORIS with norms",
     "b_norm": "a LyCORIS with norms",
 }
-LAYER_TOLERANCE = 2e-2  # for one layer, whose factors may be rounded to the network's dtype
-TOTAL_TOLERANCE = 1e-3  # for all layers together, over which rounding averages out
+LAYER_TOLERANCE = 2e-2  # relative, for one layer: its factors may be rounded to the network's dtype
+TOTAL_TOLERANCE = 1e-3  # relative, for the sum over all layers, where rounding averages out
 
 
 def refuse_unread(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise UsageError if a key is not part of a LoRA's pair of factors, its alpha, or a DoRA's magnitude."""
+    """Raise UsageError if the file holds anything but pairs of LoRA factors, alphas and DoRA magnitudes."""
     factors = {key: match for key in state if (match := FACTOR.fullmatch(key))}
     modules = {match["module"] for match in factors.values()}
     magnitudes = [key for key in state if MAGNITUDE.fullmatch(key)]
@@ -66,19 +66,19 @@ def refuse_unread(state: Mapping[str, Tensor], source: str) -> None:
         kind = "a LoRA with half a pair of factors"
     raise UsageError(
         f"the adapter {source} {f'is {kind}: it ' if kind else ''}holds {len(unread)} weights that prefkit does not "
-        f"read, the first being {key}. Adapters are loaded completely or not at all. Merge it into the base with the "
-        "program that made it and set the result as model.base, or convert it to a LoRA."
+        f"read, for example {key}. Merge the adapter into the base model with the program that made it, and set the "
+        "result as model.base; or convert it to a LoRA."
     )
 
 
 def _partner(key: str, match: re.Match[str]) -> str:
-    """Return the key of the pair's other factor."""
+    """Return the key of the second factor in the pair of `key`."""
     start, end = match.span("side")
     return key[:start] + {"down": "up", "up": "down", "A": "B", "B": "A"}[match["side"]] + key[end:]
 
 
 def check_whole(pipe: Any, name: str, state: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
-    """Raise UsageError if the loaded layers of adapter `name`, at weight 1, differ from those in the file."""
+    """Raise UsageError if the loaded layers of adapter `name`, at weight 1, differ from the file's layers."""
     layers = [
         layer
         for component in pipe.components.values()
@@ -95,14 +95,15 @@ def check_whole(pipe: Any, name: str, state: Mapping[str, Tensor], metadata: Map
     in_file = sum(_squared(value) for key, value in state.items() if MAGNITUDE.fullmatch(key))
     if not complete or abs(in_file - sum(map(_squared, magnitudes))) > TOTAL_TOLERANCE * in_file:
         raise UsageError(
-            f"the adapter {source} would be read in part or at another strength: its file changes {len(written)} "
-            f"layers by {sum(written) ** 0.5:.4g} in total; the loaded adapter, {len(loaded)} by "
-            f"{sum(loaded) ** 0.5:.4g}. It belongs to another model, or its layout is unknown; convert it to diffusers' layout with its own program."
+            f"the adapter {source} would be loaded only in part or at another strength: the file changes "
+            f"{len(written)} layers by {sum(written) ** 0.5:.4g} in total (Frobenius norm), the loaded adapter "
+            f"{len(loaded)} layers by {sum(loaded) ** 0.5:.4g}. It belongs to another model, or its layout is unknown. "
+            "Convert it to diffusers' layout with the program that made it."
         )
 
 
 def _file_norms(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[float]:
-    """Return the squared norm of each layer's change, at the strength given in the file (default 1)."""
+    """Return each layer's squared norm of strength * up @ down. The strength is 1 if the file gives none."""
     settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     norms = []
     for key, down in state.items():
@@ -121,6 +122,6 @@ def _squared(tensor: Tensor) -> float:
 
 
 def _norm(down: Tensor, up: Tensor) -> float:
-    """Return the squared norm of up @ down without the product: down [r, ...], up [out, r, ...] (or 1 x 1 kernels)."""
+    """Return the squared norm of up @ down without computing the product. down: [r, ...], up: [out, r, ...]."""
     a, b = down.detach().flatten(1).float(), up.detach().flatten(1).float()
     return float(((b.T @ b) * (a @ a.T)).sum())

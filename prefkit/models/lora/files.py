@@ -1,11 +1,11 @@
 """Export a trained adapter for other programs, in one of three layouts.
 
-diffusers  the file that training writes: `unet.PATH.lora_A.weight` with its configuration as metadata
-kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; for transformers the paths
-           of the original code, with fused layers (lora/names.py)
-comfyui    for UNets the same as kohya; for transformers `transformer.PATH.lora_A.weight`, without an alpha
+diffusers  the file that training writes: `unet.PATH.lora_A.weight`, with its configuration as metadata
+kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; for transformers, PATH is
+           that of the original code, which fuses some layers (lora/names.py)
+comfyui    for UNets, equal to kohya; for transformers, `transformer.PATH.lora_A.weight` without an alpha
 
-In kohya and comfyui, the strength alpha / rank is multiplied into the weights, so that alpha = rank.
+In kohya and comfyui, the weights are multiplied by the strength alpha / rank, and the new alpha is the rank.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool = False) -> dict[str, Any]:
-    """Write a trained adapter into the folder `out` in another layout. Returns a summary.
+    """Write a trained adapter into the folder `out`, in the layout `layout`. Returns a summary.
 
-    source: RUN/train/NAME, its folder final/, or the adapter file. Raises UsageError for a missing or damaged adapter,
-    an existing file, or a network that the layout does not support.
+    source: RUN/train/NAME, RUN/train/NAME/final or the adapter file. Raises UsageError for a missing or damaged
+    adapter, an existing output file, or a network that the layout does not support.
     """
     import safetensors.torch
 
@@ -52,14 +52,14 @@ def export_as(source: str | Path, out: str | Path, layout: str, overwrite: bool 
     paths = [path for path in (source, source / ADAPTER_FILE, source / "final" / ADAPTER_FILE) if path.is_file()]
     if not paths:
         raise UsageError(
-            f"export: {source} holds no adapter ({ADAPTER_FILE}). Give RUN/train/NAME of a finished training with "
-            "lora. A training of full weights needs no export: it writes a pipeline folder."
+            f"export: {source} holds no adapter ({ADAPTER_FILE}). Give the folder RUN/train/NAME of a finished LoRA "
+            "training. Full-weight training needs no export: it writes a pipeline folder."
         )
     path = paths[0]
     name = next((p.name for p in path.parents if p.parent.name == "train"), "adapter")
     target = out / (ADAPTER_FILE if layout == "diffusers" else f"{name}.safetensors")
     if out.is_file() or (target.exists() and not target.is_file()):
-        raise UsageError(f"export: {out} must be a folder and {target.name} in it a file. Give another folder.")
+        raise UsageError(f"export: {out} is not a folder, or {target.name} in it is not a file. Give another folder.")
     if target.exists() and not overwrite:
         raise UsageError(f"export: {target} already exists. Give another folder, or --overwrite to replace it.")
     if target.exists() and target.samefile(path):
@@ -92,10 +92,10 @@ def _converted(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str
     elif layout == "kohya":
         paths = {module.partition(".")[2]: pair for module, pair in factors.items()}
         named = kohya_layers(paths, network or "network whose class the file does not name")
-    elif network is not None and network not in COMFYUI:  # without a class, the names are assumed to be known
+    elif network is not None and network not in COMFYUI:  # assume that an unnamed class is supported
         raise UsageError(
-            f"export: it is unknown where ComfyUI's loader puts the layers of a {network}; it silently ignores unknown "
-            f"layers. Known are UNets and {', '.join(COMFYUI)}. Use --as diffusers."
+            f"export: ComfyUI may not know the layer names of a {network}, and would silently ignore them. It is known "
+            f"to read UNets and {', '.join(COMFYUI)}. Use --as diffusers."
         )
     else:
         return {f"{m}.lora_{side}.weight": tensor for m, pair in factors.items() for side, tensor in zip("AB", pair)}
@@ -109,8 +109,8 @@ def _converted(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str
 def with_unit_strength(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str, tuple[Any, Any]]:
     """Multiply each layer's strength into its factors, and pad all factors to the same rank.
 
-    layers: name -> (down, up, strength). Returns name -> (down, up). Needed because diffusers misreads layers whose
-    ranks or alphas differ in a file without configuration (0.42.1: the names in its alpha_pattern are not module names).
+    layers: name -> (down, up, strength). Returns name -> (down, up). This is necessary because diffusers (0.42.1)
+    misreads a file without configuration if ranks or alphas differ between its layers.
     """
     from torch.nn.functional import pad
 
@@ -118,14 +118,14 @@ def with_unit_strength(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str
     factors = {}
     for name, (down, up, strength) in layers.items():
         more, up = rank - len(down), (up.float() * strength).to(up.dtype)
-        if more:  # both along the rank: rows of down, columns of up
+        if more:  # pad along the rank: rows of down, columns of up
             down, up = (pad(t, [0, 0] * (t.ndim - 1 - dim) + [0, more]) for t, dim in ((down, 0), (up, 1)))
         factors[name] = down, up
     return factors
 
 
 def even_state(state: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a kohya file that diffusers has converted, with its alphas multiplied into the weights."""
+    """Multiply the alphas of a kohya file into its weights. state, alphas: the file as diffusers converted it."""
     layers = {}
     for key in state:
         if ".down." in key and (up := key.replace(".down.", ".up.")) in state:
@@ -138,7 +138,7 @@ def even_state(state: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str,
 
 
 def alpha_of(settings: Mapping[str, Any], net: str, path: str, rank: int) -> float:
-    """Return one layer's alpha, defined so that its strength is alpha / rank. settings: lora_adapter_metadata."""
+    """Return the alpha of a layer, whose strength is alpha / rank. settings: the file's lora_adapter_metadata."""
     config = {key.removeprefix(f"{net}."): value for key, value in settings.items() if key.startswith(f"{net}.")}
     patterns = (config.get("alpha_pattern") or {}).items()
     matching = (value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", path))

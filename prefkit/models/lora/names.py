@@ -1,10 +1,10 @@
-"""Names of transformer layers in other programs, which fuse layers that diffusers keeps separate.
+"""The names that other programs use for transformer layers.
 
-kohya    sd-scripts (networks/lora_flux.py, lora_sd3.py at 48d368fa, 2026-02) and musubi-tuner name a layer after the
-         original code of FLUX and SD 3, where queries, keys and values are one layer: `lora_unet_` and the path with
-         underscores. As in these programs, n fused layers get block-diagonal factors of n times the rank.
-comfyui  reads diffusers' own names, `transformer.PATH`, for the networks for which its loader has a map
-         (comfy/lora.py and comfy/utils.py as of 2026).
+kohya    sd-scripts (networks/lora_flux.py, lora_sd3.py at 48d368fa, 2026-02) and musubi-tuner: `lora_unet_` and the
+         path, with underscores, in the original code of FLUX and SD 3. There, queries, keys and values are one layer.
+         As in these programs, n fused layers get block-diagonal factors of n times the rank.
+comfyui  diffusers' names, `transformer.PATH`, for the networks that ComfyUI's loader knows (comfy/lora.py and
+         comfy/utils.py as of 2026).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from prefkit.errors import UsageError
 
-#: networks whose layers ComfyUI's loader finds under diffusers' names
+#: networks for which ComfyUI's loader knows diffusers' layer names
 COMFYUI = (
     "SD3Transformer2DModel",
     "FluxTransformer2DModel",
@@ -26,7 +26,7 @@ COMFYUI = (
     "ZImageTransformer2DModel",
 )
 
-# diffusers' blocks -> (blocks of the original code, its layer -> diffusers' layers, fused in this order)
+# diffusers' block name -> (original block name, {original layer: the diffusers layers fused into it, in order})
 Blocks = dict[str, tuple[str, dict[str, tuple[str, ...]]]]
 
 
@@ -94,15 +94,15 @@ KOHYA: dict[str, Blocks] = {
         ),
     },
 }
-#: output height of a part of a fused layer, in units of the network's width; 1 for parts that are not listed
+#: number of outputs of a diffusers layer inside a fused layer, divided by the network's width; default 1
 HEIGHTS = {"proj_mlp": 4}
 
 
 def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[str, tuple[Any, Any]]:
-    """Rename a transformer's layers from diffusers' paths to kohya's names. Factors: down [r, in], up [out, r].
+    """Rename and fuse a transformer's layers for kohya. layers: diffusers path -> (down [r, in], up [out, r]).
 
-    All factors must have the same rank. If a part of a fused layer has no adapter, it gets zeros. Raises UsageError for
-    a network or a layer for which kohya has no name.
+    All factors must have the same rank r. A part of a fused layer that has no adapter gets zeros. Raises UsageError if
+    kohya has no name for the network or a layer.
     """
     if network not in KOHYA:
         raise UsageError(
@@ -117,7 +117,7 @@ def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[st
         layer = next((name for name, parts in table.items() if match and match[3] in parts), None)
         if match is None or layer is None:
             raise UsageError(
-                f"export: kohya has no name for the layer {path} of a {network}. Use --as comfyui, or --as diffusers; "
+                f"export: kohya has no name for the layer {path} in a {network}. Use --as comfyui or --as diffusers, "
                 "or train without that layer (lora.targets)."
             )
         name = f"lora_unet_{blocks}_{match[2]}_{layer}"
@@ -126,7 +126,7 @@ def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[st
 
 
 def _block_diagonal(factors: Mapping[str, tuple[Any, Any]], parts: tuple[str, ...]) -> tuple[Any, Any]:
-    """Combine the factors of a fused layer's parts into factors of the layer: down stacked, up block-diagonal."""
+    """Return a fused layer's factors, built from those of its parts: down is stacked, up is block-diagonal."""
     if len(parts) == 1:
         return factors[parts[0]]
     import torch

@@ -1,4 +1,4 @@
-"""Every pair of a request except ties; if there are more than `max_pairs`, a selection from widest to narrowest gap."""
+"""All pairs of a request with a gap above 0; if there are more than `max_pairs`, some of them (see `keep`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefkit.pair.block import BlockStrategy, Chosen, capped, every_pair
 class AllPairsOptions:
     #: maximum number of pairs per request
     max_pairs: int = 12
-    #: pairs to keep if there are more than max_pairs: spread (evenly from widest to narrowest gap) | widest
+    #: which pairs to keep if there are more than max_pairs: spread (evenly from widest to narrowest gap) | widest
     keep: Literal["spread", "widest"] = "spread"
 
 

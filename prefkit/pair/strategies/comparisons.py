@@ -1,4 +1,4 @@
-"""Pairs that judges or people compared (tables under comparisons/), with the fraction of votes as the soft label."""
+"""Pairs that models or people compared (tables under comparisons/); the fraction of votes is the soft label."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from prefkit.store import Store
 class ComparisonsOptions:
     #: names of the tables under comparisons/ to use; empty = all
     tables: list[str] = field(default_factory=list)
-    #: use verdicts on this aspect; empty = overall verdicts
+    #: use only verdicts on this aspect; empty = overall verdicts
     aspect: str = ""
     #: minimum number of judges that must have compared a pair
     min_votes: int = 1
-    #: fit Bradley-Terry strengths to all verdicts on a request, instead of using each pair's own fraction of votes
+    #: fit Bradley-Terry strengths to all verdicts of a request, instead of using each pair's fraction of votes
     bradley_terry: bool = False
     #: precision of the normal prior on the Bradley-Terry strengths
     prior: float = 1.0
@@ -33,7 +33,7 @@ class Comparisons:
 
     def __init__(self, options: ComparisonsOptions) -> None:
         if options.prior <= 0:
-            raise UsageError(f"pair: prior is {options.prior}; it must be above 0, or unbeaten candidates diverge.")
+            raise UsageError(f"pair: prior is {options.prior}; it must be above 0, to keep all strengths finite.")
         self.options = options
 
     def read(self, store: Store) -> pd.DataFrame:
@@ -41,11 +41,11 @@ class Comparisons:
         return verdicts(store, self.options.tables, self.options.aspect)
 
     def compared(self, pool: Pool, votes: pd.DataFrame) -> pd.DataFrame:
-        """Return the compared pairs with the columns of contract.COLUMNS; tied pairs have gap 0."""
+        """Return the compared pairs with the columns contract.COLUMNS; tied pairs have gap 0."""
         return compared_pairs(pool, votes, self.options.bradley_terry, self.options.prior, self.options.min_votes)
 
     def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
-        raise PluginError("strategy comparisons builds pairs from the verdicts in a run folder and cannot use scores.")
+        raise PluginError("strategy comparisons makes pairs from the verdicts in a run folder and cannot use scores.")
 
 
 plugin = Comparisons

@@ -1,4 +1,4 @@
-"""Pairs whose winner by the combined score also wins on at least `m` single scorers, widest gap first."""
+"""Pairs whose winner by the combined score is also preferred by at least `m` scorers, widest gap first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Consensus(BlockStrategy):
         super().fit(table)
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
-        """Choose pairs by the scorers' votes; a scorer does not vote if a score is missing or its gap is a tie."""
+        """Choose pairs that enough scorers agree on. A scorer has no vote if a score is missing or its gap is a tie."""
         win, lose, gap = every_pair(value)
         votes = (at(scores, win) - at(scores, lose) > self.ties).sum(axis=2)
         return capped((votes >= self.options.m) & (gap > 0), win, lose, gap, self.options.max_pairs)

@@ -1,4 +1,4 @@
-"""Every pair of a request whose gap is at least `min_gap`, up to `max_pairs`, widest gap first."""
+"""The pairs of a request whose gap is at least `min_gap`, widest gap first, at most `max_pairs`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefkit.pair.block import BlockStrategy, Chosen, capped, every_pair
 
 @dataclass(frozen=True)
 class MarginOptions:
-    #: smallest gap, in units of the combined score (the weighted mean of the normalised scores)
+    #: smallest gap between combined scores (weighted means of normalised scores)
     min_gap: float = 1.0
     #: maximum number of pairs per request
     max_pairs: int = 4

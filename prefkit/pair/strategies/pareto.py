@@ -1,4 +1,4 @@
-"""Pairs whose winner is at least as good as the loser on every score and better on one, widest combined gap first."""
+"""Pairs whose winner is at least as good as the loser on all scores and better on one, widest combined gap first."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Pareto(BlockStrategy):
     Options = ParetoOptions
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
-        """Choose pairs whose winner dominates the loser. A difference within a scorer's tie threshold counts as equal;
-        a pair with a missing score is left out."""
+        """Choose pairs whose winner dominates the loser. Differences up to a scorer's tie threshold count as equal;
+        pairs with a missing score are left out."""
         win, lose, gap = every_pair(value)
         difference = at(scores, win) - at(scores, lose)
         dominates = (difference >= -self.ties).all(axis=2) & (difference > self.ties).any(axis=2)

@@ -1,4 +1,4 @@
-"""The K best against the K worst by each score alone; pairs on which scorers contradict each other are left out."""
+"""The K best against the K worst by each single score. Pairs that two scores order differently are left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefkit.pair.block import BlockStrategy, Chosen
 
 @dataclass(frozen=True)
 class PerScorerOptions:
-    #: K, the maximum number of pairs per request and scorer
+    #: K, the maximum number of pairs per request and score
     k: int = 1
 
 
@@ -23,7 +23,7 @@ class PerScorer(BlockStrategy):
         self.needs = 2 * options.k
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
-        """Choose pairs by each score alone, with that score's gap; a pair chosen repeatedly keeps the widest gap."""
+        """Choose pairs by each score alone, with its gap; if several scores choose a pair, the widest gap counts."""
         parts = []
         ties = np.broadcast_to(self.ties, scores.shape[2])
         for s in range(scores.shape[2]):

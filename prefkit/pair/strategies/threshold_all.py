@@ -1,8 +1,8 @@
-"""Every candidate at or above one threshold against every candidate below it, within each request.
+"""Within each request, every candidate at or above a threshold against every candidate below it.
 
-`preset: fashiondpo` applies the rule of FashionDPO (arXiv 2504.12900, analyse.py): round the scores to integers, scale
-each to [0, 1] over all candidates, and average them per candidate; the threshold is the median of these means over all
-candidates. Give FashionDPO's three experts equal weights.
+`preset: fashiondpo` is the rule of FashionDPO (arXiv 2504.12900, analyse.py): round the scores to integers, scale each
+score to [0, 1] over all candidates, and average them per candidate. The threshold is the median of these means over
+all candidates. Give FashionDPO's three experts equal weights.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from prefkit.pair.block import BlockStrategy, Chosen, ScoreTable, capped, every_
 
 @dataclass(frozen=True)
 class ThresholdOptions:
-    #: fashiondpo sets rounding, normalisation and threshold
+    #: fashiondpo = set rounding, normalisation and threshold as in FashionDPO
     preset: Literal["", "fashiondpo"] = ""
-    #: the threshold is this quantile of the combined score over all candidates (0.5 = the global median)
+    #: the threshold is this quantile of the combined score over all candidates (0.5 = the median)
     quantile: float = 0.5
     #: fixed threshold on the combined score; null = use the quantile
     threshold: float | None = None
@@ -37,7 +37,7 @@ class ThresholdAll(BlockStrategy):
             raise UsageError(f"pair: quantile is {options.quantile}; it must be from 0 to 1.")
         self.threshold = options.threshold
         fashion = {"normalise": "minmax", "scope": "global", "decimals": 0, "tie": 0.0}
-        #: settings of `pair` that the preset prescribes
+        #: settings of the pair entry that the preset sets
         self.fixes: dict[str, Any] = fashion if options.preset == "fashiondpo" else {}
         if options.preset and (options.quantile != 0.5 or options.threshold is not None):
             raise UsageError("pair: preset fashiondpo uses the global median; remove quantile and threshold.")

@@ -1,6 +1,6 @@
-"""The K best against the K worst of a request, matched by rank: best with worst, second best with second worst.
+"""The K best candidates of a request against the K worst: best with worst, second best with second worst, and so on.
 
-K = 1 pairs the best with the worst. A request with N < 2 K scored candidates gives N // 2 pairs.
+A request with N < 2 K scored candidates gives N // 2 pairs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BERTScore recall (Zhang et al., arXiv 1904.09675, eq. 1) on any encoder of transformers."""
+"""BERTScore recall (Zhang et al., arXiv 1904.09675, eq. 1) with any text encoder of transformers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from prefkit.errors import UsageError
 
 
 class BertScore:
-    """BERTScore on hidden state `layer`, where 0 is the embeddings and None the last.
+    """BERTScore on the encoder's hidden state number `layer`: 0 is the embeddings, None the last state.
 
-    The published package uses 40 for microsoft/deberta-xlarge-mnli and 17 for roberta-large. With transformers 4, it put a
-    space before each text for RoBERTa and GPT-2; with transformers 5 it does not, and neither does this class.
+    The published package uses layer 40 of microsoft/deberta-xlarge-mnli and layer 17 of roberta-large. For RoBERTa and
+    GPT-2, it puts a space before each text with transformers 4 only; this class never does.
     """
 
     def __init__(self, model: str, layer: int | None, longest: int = 512) -> None:
         self.name, self.layer, self.longest = model, layer, longest
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a model that is not an encoder, and for a layer that it does not have."""
+        """Raises UsageError if the model is not a text encoder or has no such layer."""
         import transformers
 
         from prefkit.models.load.pipeline import silence_bars
@@ -40,15 +40,15 @@ class BertScore:
             raise UsageError(f"{self.name} could not be loaded as a text encoder: {text}") from error
         layers = self.model.config.num_hidden_layers
         if self.layer is not None and not 0 <= self.layer <= layers:
-            raise UsageError(f"{self.name} has hidden states 0 to {layers}, not {self.layer}.")
+            raise UsageError(f"{self.name} has hidden states 0 to {layers}, not {self.layer}. Change `layer`.")
         self.model.to(device).eval()
         self.device = device
 
     def recall(self, references: Sequence[str], candidates: Sequence[str]) -> list[float]:
-        """Mean over the reference's tokens of the best cosine with a token of the candidate, one value per pair.
+        """Return one recall per pair: the mean, over the reference's tokens, of the best cosine with a candidate token.
 
-        As published without idf: special tokens are excluded from the reference's tokens, but can be matched. Spaces
-        around a text are removed. The value is 0 if one of the two texts is empty.
+        As in the published variant without idf, special tokens are left out of the reference, but not of the candidate.
+        Spaces around a text are removed. The value is 0 if one of the two texts is empty.
         """
         import torch
 

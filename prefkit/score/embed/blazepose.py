@@ -1,6 +1,6 @@
-"""BlazePose, run by ai-edge-litert: a detector of people, and a network for 33 landmarks and the mask of one person.
+"""BlazePose, run with ai-edge-litert: a detector of people, and a network for one person's 33 landmarks and mask.
 
-Formats and constants: MediaPipe's graphs pose_detection and pose_landmark.
+Formats and constants are those of MediaPipe's graphs pose_detection and pose_landmark.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 PACKAGE = "ai-edge-litert"
 DETECTION, LANDMARKS = "pose_detection.tflite", "pose_landmark_full.tflite"
-#: landmarks of the body; numbers per landmark: x, y, z (px of the crop), visibility and presence (logits); all landmarks
-#: that the network returns, including auxiliary ones
+#: number of body landmarks; values per landmark: x, y, z (px of the crop), visibility and presence (logits); number of
+#: landmarks that the network returns, including auxiliary ones
 POINTS, VALUES, ALL = 33, 5, 39
-#: side of a network's input in px
+#: side of the networks' square inputs in px
 LANDMARK_SIDE, DETECTION_SIDE = 256, 224
-#: side of the landmark network's crop, as a multiple of the box's longer side, or of the detector's circle
+#: side of the landmark network's crop, as a multiple of the box's longer side or of the detector circle's diameter
 MARGIN = 1.25
 #: cells per side of the detector's grids, and anchors per cell
 GRIDS = ((28, 2), (14, 2), (7, 6))
 ANCHORS, BOX_VALUES = 2254, 12
-#: of two boxes with a larger intersection over union, the one with the lower score is dropped
+#: if the intersection over union of two boxes is larger, the box with the lower score is dropped
 OVERLAP = 0.3
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of a picture, turned clockwise by `angle` radians about its centre [2] px."""
+    """A square part of a picture: centre [2] and side in px, rotated clockwise by `angle` radians."""
 
     centre: np.ndarray
     side: float
     angle: float = 0.0
 
     def matrix(self, size: int) -> np.ndarray:
-        """Return the affine map [2, 3] from px of the crop, scaled to `size`, to px of the picture."""
+        """Return the affine map [2, 3] from pixels of the crop, resized to `size` px, to pixels of the picture."""
         c, s = np.cos(self.angle) * self.side / size, np.sin(self.angle) * self.side / size
         turn = np.array([[c, -s], [s, c]])
         return np.c_[turn, self.centre - turn @ (size / 2, size / 2)]
@@ -66,10 +66,10 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 class Network:
-    """A .tflite network on one CPU thread. Its outputs have distinct sizes, by which `output` selects one."""
+    """A .tflite network on one CPU thread. `output` selects an output by its shape; no two have the same size."""
 
     def __init__(self, path: Path, side: int) -> None:
-        """Load a network for images of `side` px. Raises UsageError if the file is another kind of network."""
+        """Load a network with an input of `side` x `side` px. Raises UsageError for any other file."""
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
@@ -83,7 +83,7 @@ class Network:
         if (shape := [int(n) for n in first["shape"]]) != [1, side, side, 3]:
             raise UsageError(
                 f"{path} is not the network of this name: its input has the shape {shape} instead of {[1, side, side, 3]}. "
-                "Make the folder again by pipelines/mesh/assets.py FOLDER --networks."
+                "Make the folder again: python pipelines/mesh/assets.py FOLDER --networks"
             )
         self.input = first["index"]
         self.outputs = {int(np.prod(one["shape"])): one["index"] for one in self.net.get_output_details()}
@@ -98,7 +98,7 @@ class Network:
 
 
 def anchors() -> np.ndarray:
-    """Return the centres (x, y) of the detector's anchors [2254, 2], 0..1 of its input."""
+    """Return the centres (x, y) of the detector's anchors [2254, 2], as fractions of the input's side."""
     grids = [np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n] * 2), -1).reshape(-1, 2).repeat(k, 0) for n, k in GRIDS]
     return np.concatenate(grids)
 
@@ -124,12 +124,12 @@ class Person:
         return float(np.arctan2(self.top[0] - self.hips[0], self.hips[1] - self.top[1]))
 
     def crop(self) -> Crop:
-        """Return the landmark network's crop: `MARGIN` times the circle about the hips that reaches `top`."""
+        """Return the landmark network's crop: `MARGIN` times as wide as a circle around the hips through `top`."""
         return Crop(self.hips, 2 * MARGIN * max(float(np.linalg.norm(self.top - self.hips)), 1.0), self.angle)
 
 
 class Detector:
-    """Detector of people in a square of a picture."""
+    """Detector of people in a square part of a picture."""
 
     def __init__(self, path: Path) -> None:
         self.net, self.anchors = Network(path, DETECTION_SIDE), anchors()
@@ -170,7 +170,7 @@ class Landmarks:
 
 
 class LandmarkNetwork:
-    """Landmark network for a square of a picture, turned so that the body is upright."""
+    """Landmark network for a square part of a picture, rotated so that the body is upright."""
 
     def __init__(self, path: Path) -> None:
         self.net = Network(path, LANDMARK_SIDE)
@@ -192,9 +192,9 @@ class LandmarkNetwork:
 
 
 def on_picture(mask: np.ndarray, crop: Crop, size: tuple[int, int], cells: int = 128) -> np.ndarray:
-    """Return a crop's mask as a mask [cells, cells], bool, of the whole picture: False outside of the crop.
+    """Resample a crop's mask to the whole picture: bool [cells, cells], False outside of the crop.
 
-    size: width and height of the picture in px. cells: number of cells per side, whatever the picture's aspect ratio.
+    size: width and height of the picture in px. cells: number of cells in both directions.
     """
     centres = (np.stack(np.meshgrid(*[np.arange(cells)] * 2), -1) + 0.5) / cells * size
     matrix = crop.matrix(len(mask))

@@ -1,7 +1,7 @@
 """BLIP's image-grounded text encoder (Li et al., arXiv 2201.12086) from a checkpoint of the original code.
 
-The modules are those of transformers; this file maps the original's weight names and derives the sizes. The first token
-stays CLS: the original's matching head replaces it with a special token, ImageReward does not.
+The modules are those of transformers; this file translates the original weight names and derives the sizes. The first
+token is CLS, as in ImageReward; BLIP's own matching head uses another token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prefkit.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-HEAD_WIDTH = 64  # of attention in the image encoder: 12 heads at 768, 16 at 1024
+HEAD_WIDTH = 64  # width of an attention head in the image encoder: 12 heads at width 768, 16 at 1024
 RENAMED = {
     "cls_token": "embeddings.class_embedding",
     "pos_embed": "embeddings.position_embedding",
@@ -62,7 +62,7 @@ class Blip(torch.nn.Module):
         self.size = _side(images)
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, 3, S, S], [B, T], [B, T] -> [B, D], the last hidden state of the first token."""
+        """Return the last hidden state [B, D] of CLS. pixels: [B, 3, S, S]; ids and mask: [B, T]."""
         states = self.image_encoder(pixels).last_hidden_state
         return self.text_encoder(ids, attention_mask=mask, encoder_hidden_states=states).last_hidden_state[:, 0]
 
@@ -79,13 +79,13 @@ def _renamed(key: str) -> str:
 
 
 def _side(state: dict[str, Tensor]) -> int:
-    """Pixels of the square image: patches per row times pixels per patch. The first position is that of CLS."""
+    """Return the side of the square image in px: patches per row times patch size. Position 0 is CLS."""
     positions = state["embeddings.position_embedding"].shape[1] - 1
     return round(positions**0.5) * state["embeddings.patch_embedding.weight"].shape[-1]
 
 
 def _vision_config(state: dict[str, Tensor]) -> BlipVisionConfig:
-    """Config with the sizes of the weights and the constants of the original vision transformer (eps 1e-6)."""
+    """Return a config with the sizes of the weights and the constants of the original vision transformer (eps 1e-6)."""
     width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
     return BlipVisionConfig(
         hidden_size=width,
@@ -101,7 +101,7 @@ def _vision_config(state: dict[str, Tensor]) -> BlipVisionConfig:
 
 
 def _text_config(published: dict[str, Any], image_width: int) -> BlipTextConfig:
-    """med_config.json as a config of transformers, where `is_decoder` adds cross-attention."""
+    """Convert med_config.json to a transformers config, in which `is_decoder` adds cross-attention."""
     names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
     sizes = {name: published[name] for name in (*names.split(), "hidden_act", "layer_norm_eps", "pad_token_id")}
     return BlipTextConfig(**sizes, encoder_hidden_size=image_width, is_decoder=True)

@@ -1,7 +1,7 @@
-"""Image classifiers of torchvision and timm, with weights from a local file; without their last layer, image encoders.
+"""Image classifiers of torchvision and timm, with weights from a local file. They also serve as image encoders.
 
-`torchvision:NAME` is a model of torchvision.models, `timm:NAME` one of timm.create_model. An embedding is the pooled input of
-the last layer. The file determines the number of classes, so that fine-tuned models can be loaded.
+`torchvision:NAME` is a model of torchvision.models, `timm:NAME` a model of timm.create_model. An embedding is the
+pooled input of the last layer. The weight file determines the number of classes, so fine-tuned models can be loaded.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ OPTIONAL = re.compile(r"\.num_batches_tracked$|^(aux\d|AuxLogits)\.")
 
 
 class ImageNetwork:
-    """A classifier with its evaluation transform (Pillow), as an encoder of images: without its last layer.
+    """An image encoder: a classifier without its last layer, with its evaluation transform (Pillow).
 
-    head: keep the last layer; then `images` returns logits, and `width` is the number of classes.
+    head: keep the last layer. `images` then returns logits, and `width` is the number of classes.
     """
 
-    scale, bias = 1.0, 0.0  # neutral: it has no texts to compare with
+    scale, bias = 1.0, 0.0  # neutral values: a classifier cannot encode texts
 
     def __init__(self, model: str, path: Path, device: str, dtype: str, head: bool = False) -> None:
         """Load the weights. Raises UsageError if they do not fit the model."""
@@ -44,7 +44,7 @@ class ImageNetwork:
 
         library, name = _parts(model)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # about initial weights, which the file replaces
+            warnings.simplefilter("ignore", FutureWarning)  # warnings about initial weights, which the file replaces
             net, self.transform = (_torchvision if library == "torchvision" else _timm)(name, path, head)
         self.device, self.dtype = device, dtype_of(dtype)
         self.model: Any = net.to(self.device, self.dtype).eval()
@@ -70,7 +70,7 @@ def is_classifier(model: str) -> bool:
 
 
 def check(model: str, pretrained: str | None) -> None:
-    """Raise UsageError for a model that the library does not have, and if `pretrained` is not a file."""
+    """Raise UsageError if the library does not have the model or `pretrained` is not a file."""
     from prefkit.registry import nearest
 
     library, name = _parts(model)
@@ -134,10 +134,9 @@ def _source(name: str, library: str) -> str:
 
 
 def _published(name: str, path: Path) -> Any:
-    """Return torchvision's entry for the weights in `path`, which determines the transform and the image size.
+    """Return the entry for a file in torchvision's weights enum: by its SHA-256, else by its name, else the default.
 
-    The entry is found by the file's hash, else by its name, else it is the default. torchvision's file names end in the
-    first 8 digits of the file's SHA-256.
+    The entry determines the transform. torchvision's file names end in the first 8 digits of the SHA-256.
     """
     from torchvision import models
 
@@ -163,7 +162,7 @@ def _torchvision(name: str, path: Path, head: bool) -> tuple[nn.Module, Callable
     if found != classes:
         model = models.get_model(name, weights=None, num_classes=found, **size)
     if hasattr(model, "transform_input"):
-        model.transform_input = True  # Inception, GoogLeNet: their published weights expect another normalisation
+        model.transform_input = True  # the published weights of Inception and GoogLeNet expect another normalisation
     load(model, state, path, f"torchvision:{name}")
     if not head:
         model.set_submodule(last, Identity())
@@ -202,24 +201,21 @@ def _timm_config(name: str) -> dict[str, Any]:
 
 
 def _classes(state: Mapping[str, Any], layer: str, default: int) -> int:
-    """Return the number of outputs of `layer` in a state dict; `default` if it lacks this layer."""
+    """Return the number of outputs of `layer` in a state dict; `default` if the state dict lacks the layer."""
     shape = getattr(state.get(f"{layer}.weight"), "shape", ())
     return int(shape[0]) if shape else default
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict with DenseNet's current names, and with its metadata."""
+    """Return the state dict, including its metadata, with DenseNet's current names."""
     renamed: Any = OrderedDict((OLD_NAME.sub(r"\1\2.", key), value) for key, value in state.items())
     if hasattr(state, "_metadata"):
-        renamed._metadata = state._metadata  # versions of layers, by which torch converts old files
+        renamed._metadata = state._metadata  # layer versions, which tell torch how to convert old files
     return renamed
 
 
 def load(model: Any, state: dict[str, Tensor], path: Path, shown: str) -> None:
-    """Load a state dict into a model. Raises UsageError that names the file and the tensors that differ.
-
-    shown: the model's name in the message.
-    """
+    """Load a state dict. Raises UsageError that names the model (`shown`), the file and the tensors that differ."""
     wanted = {key: list(value.shape) for key, value in model.state_dict().items()}
     given = {key: list(getattr(value, "shape", ())) for key, value in state.items()}
     missing = [key for key in wanted if key not in given and not OPTIONAL.search(key)]

@@ -1,7 +1,7 @@
-"""Encoders of scorers: unit vectors of images and texts, or of images alone.
+"""Encoders for scorers: they embed images, and most also embed texts, as unit vectors.
 
-Scorers of one process with equal encoders (the same weights, preprocessing, device and dtype) share one network. It caches
-the embeddings of the latest `CACHED` images and texts, by the hash of the image.
+Scorers in one process whose encoders have equal weights, preprocessing, device and dtype share one network, with a
+cache of the latest `CACHED` image and text embeddings.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-CACHED = 4096  # images, and as many texts; 16 MB at 1024 dimensions
+CACHED = 4096  # number of images, and also of texts; 16 MB each at 1024 dimensions
 
 
 class Encoder:
-    """Handle of an encoder; `load` opens its network, or shares that of an equal encoder.
+    """An encoder. `load` opens its network, or reuses the network of an equal encoder.
 
-    library     open_clip: `model` is an architecture with `pretrained` a tag or a local checkpoint (safetensors, or a
-                state dict read without pickle), `local-dir:FOLDER`, `hf-hub:owner/name`, or `tiny`, the embedded one.
-                transformers: `model` is a folder or Hub id of a CLIP or SigLIP model; `pretrained` is not used
-                A `model` torchvision:NAME or timm:NAME is an image classifier, regardless of `library`; `pretrained`
-                is a local file
+    library     open_clip: `model` is `local-dir:FOLDER`, `hf-hub:owner/name`, `tiny` (the embedded model), or an
+                architecture with `pretrained`, an open_clip tag or a local checkpoint (safetensors or state dict).
+                transformers: `model` is a folder or Hub id of a CLIP or SigLIP model; `pretrained` is not used.
+                Both: `model` may be the classifier torchvision:NAME or timm:NAME; `pretrained` is then its weight file
     processor   transformers: folder or Hub id of tokenizer and image processor, default: the model's own
-    openai      transformers: prepare images as OpenAI's own code does, resized before the conversion to RGB
+    openai      transformers: prepare images as OpenAI's code does, which resizes them before it converts them to RGB
     resize      open_clip: shortest | longest (letterbox) | squash, default: the model's own
     needs_text  False: image classifiers, which cannot encode texts, are allowed too
     """
@@ -58,24 +57,24 @@ class Encoder:
         self.processor = processor or model
         self.resize, self.openai = resize, openai
         self.network: Any = None
-        self.read: set[int] = set()  # hashes of all texts, and of truncated texts
+        self.read: set[int] = set()  # hashes of all texts that were encoded; `cut`: of those that were truncated
         self.cut: set[int] = set()
         if classifiers.is_classifier(model):
             if needs_text:
                 raise UsageError(
-                    f"{model} encodes images only, but texts must be encoded too. Choose a CLIP or SigLIP model."
+                    f"{model} encodes images only, but the scorer must encode texts too. Choose a CLIP or SigLIP model."
                 )
             self.library, self.pretrained = model.partition(":")[0], pretrained
             classifiers.check(model, pretrained)
         elif library == "open_clip" and ":" not in self.name and not pretrained:
             raise UsageError(
-                f"`pretrained` is empty, and {model!r} is only an architecture, whose weights and scores would be random. "
+                f"`pretrained` is not set, and {model!r} is only an architecture, whose weights would be random. "
                 "Set `pretrained` to an open_clip tag (such as laion2b_s34b_b79k) or a local checkpoint, "
-                "or `model` to local-dir:FOLDER, hf-hub:owner/name or tiny."
+                "or set `model` to local-dir:FOLDER, hf-hub:owner/name or `tiny`."
             )
 
     def weights(self) -> str:
-        """The weights, for a spec."""
+        """Return the name of the weights, for a spec."""
         if self.library == "transformers":
             return self.shown + (f", processor {self.processor}" if self.processor != self.shown else "")
         if classifiers.is_classifier(self.name):
@@ -83,7 +82,7 @@ class Encoder:
         return f"{self.shown} {self.pretrained or ''}".strip()
 
     def revision(self) -> str | None:
-        """Commit of a Hub id or hash of local weights; None for weights that open_clip names."""
+        """Return the commit of a Hub id or the hash of local weights; None for weights that open_clip downloads."""
         from prefkit.models.load.revision import weights_revision
 
         if self.library == "transformers":
@@ -92,7 +91,7 @@ class Encoder:
         return weights_revision(local) if local.exists() else None
 
     def preprocessing(self) -> str:
-        """The preprocessing, for a spec."""
+        """Return a description of the preprocessing, for a spec."""
         if self.openai:
             return "OpenAI's transform: shortest side, bicubic (Pillow), rounded centre crop, then RGB"
         if classifiers.is_classifier(self.name):
@@ -102,12 +101,12 @@ class Encoder:
         return "the model's own evaluation transform in open_clip" + f", resize {self.resize}" * bool(self.resize)
 
     def key(self, device: str, dtype: str) -> tuple[Any, ...]:
-        """Key of the network: encoders with equal keys give equal embeddings."""
+        """Return the key of the network. Encoders with equal keys give equal embeddings."""
         settings = (self.library, self.name, self.pretrained, self.processor, self.resize, self.revision())
         return (*settings, device, dtype, Background.rules())
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a model that the library does not know or cannot load."""
+        """Raises UsageError if the library does not know the model or cannot load it."""
         key = self.key(device, dtype)
         self.network = _OPEN.get(key)
         if self.network is None:
@@ -127,7 +126,7 @@ class Encoder:
 
     @property
     def scale(self) -> float:
-        """exp(logit_scale) as stored, regardless of the network's dtype; 1 for image classifiers."""
+        """exp(logit_scale) of the stored weights, before the cast to the network's dtype; 1 for image classifiers."""
         return self.network.inner.scale
 
     @property
@@ -141,7 +140,7 @@ class Encoder:
         return self.network.inner.width
 
     def candidates(self, batch: Sequence[Candidate], normalize: bool = True) -> Tensor:
-        """[B, D] float32, unit vectors if `normalize`; cached by image."""
+        """Return image embeddings [B, D] float32, cached by image; unit vectors if `normalize`."""
         inner = self.network.inner
 
         def embed(new: list[int]) -> Tensor:
@@ -153,12 +152,12 @@ class Encoder:
         return _unit(rows) if normalize else rows
 
     def images(self, images: Sequence[Image], normalize: bool = True) -> Tensor:
-        """[B, D] float32, unit vectors if `normalize`; not cached."""
+        """Return image embeddings [B, D] float32, not cached; unit vectors if `normalize`."""
         rows = self.network.inner.images(images)
         return _unit(rows) if normalize else rows
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """[B, D] float32 unit vectors. Texts are truncated at the context length, as in every published use."""
+        """Return text embeddings [B, D] float32, unit vectors. Texts are truncated at the context length."""
         self._count(texts)
         return _unit(self.network.texts.rows(texts, lambda new: self.network.inner.texts([texts[i] for i in new])))
 
@@ -170,19 +169,19 @@ class Encoder:
         self.cut |= {hash(text) for text, length in zip(new, tokens, strict=True) if length > network.length}
 
     def cosines(self, batch: Sequence[Candidate], texts: Sequence[str]) -> Tensor:
-        """[B] float32: candidate i with text i."""
+        """Return the cosine of candidate i with text i, for all i: [B] float32."""
         return (self.candidates(batch) * self.texts(texts)).sum(-1)
 
 
 class CosineScorer:
-    """Common part of scorers whose value is the cosine of image and text, or a function of it."""
+    """Common part of scorers whose value is the cosine of image and text, or a function of this cosine."""
 
     requires = frozenset({"image", "prompt"})
     scope = "absolute"
     encoder: Encoder
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are missing, unknown to the library or of another kind of model."""
+        """Raises UsageError if the weights are missing, unknown to the library or of another kind of model."""
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
@@ -204,18 +203,18 @@ class _Shared:
         self.images, self.texts = EmbeddingCache(CACHED), EmbeddingCache(CACHED)
 
 
-_OPEN: WeakValueDictionary[tuple[Any, ...], _Shared] = WeakValueDictionary()  # freed with the last scorer
+_OPEN: WeakValueDictionary[tuple[Any, ...], _Shared] = WeakValueDictionary()  # a network is freed with its last scorer
 
 
 class EmbeddingCache:
-    """Rows by key, at most `most`; the least recently used ones are dropped."""
+    """Cache of up to `most` embeddings by key; drops the least recently used ones."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.entries: OrderedDict[str, Tensor] = OrderedDict()
 
     def rows(self, keys: Sequence[str], embed: Callable[[list[int]], Tensor]) -> Tensor:
-        """[len(keys), D]. `embed` gets the indices of the keys that are new, each once, and returns their rows."""
+        """Return embeddings [len(keys), D]. `embed` computes the missing ones from their indices in `keys`."""
         import torch
 
         rows = {key: self.entries[key] for key in keys if key in self.entries}
@@ -234,7 +233,7 @@ class EmbeddingCache:
 
 
 def image_key(candidate: Candidate, openai: bool = False) -> str:
-    """Hash of the image's file, or of its pixels if it was not decoded ahead. openai: key of OpenAI's preparation."""
+    """Return the hash of the image file, else of the pixels. openai: a different key, for OpenAI's preprocessing."""
     if candidate.decoded is not None and candidate.sha256:
         return candidate.sha256 + " openai" * openai
     image, mode = candidate.pil(), f" openai {candidate.native().mode}" if openai else ""

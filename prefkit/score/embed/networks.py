@@ -1,4 +1,4 @@
-"""Image-text networks with one interface: `images` and `texts` to [B, D] float32, not normalised; `scale` and `bias`."""
+"""Image-text networks. Their methods `images` and `texts` return embeddings [B, D] float32, not normalised."""
 
 from __future__ import annotations
 
@@ -52,21 +52,18 @@ class OpenClip:
             return self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float()
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each text before truncation."""
-        inner = getattr(self.tokenizer, "tokenizer", None)  # open_clip's wrapper of one of transformers
+        """Return the number of tokens of each text before truncation."""
+        inner = getattr(self.tokenizer, "tokenizer", None)  # set if open_clip wraps a tokenizer of transformers
         if inner is not None:
             return lengths(inner, texts)
         return [len(self.tokenizer.encode(text)) + 2 for text in texts]
 
 
 class Transformers:
-    """A CLIP or SigLIP model of transformers, with the Pillow image processor.
-
-    Texts are padded to the full context: SigLIP was trained so, and CLIP, causal up to its end token, ignores padding.
-    """
+    """A CLIP or SigLIP model of transformers, with the Pillow image processor. Texts are padded to the full context."""
 
     def __init__(self, model: str, processor: str, device: str, dtype: str) -> None:
-        """Raises UsageError for a folder or Hub id without such a model or processor."""
+        """Raises UsageError if `model` is not a CLIP or SigLIP model, or `processor` has no Pillow image processor."""
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         silence_bars()
@@ -90,7 +87,7 @@ class Transformers:
         self.width = self.texts([""]).shape[-1]
 
     def images(self, images: Sequence[Image], openai: bool = False) -> Tensor:
-        """openai: use `openai_transform`, whose centre crop rounds half pixels; the processor's floors them."""
+        """openai: use `openai_transform`; its centre crop rounds half pixels, and the processor's floors them."""
         if openai:
             pixels = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
             with torch.inference_mode():
@@ -108,12 +105,12 @@ class Transformers:
             return _features(self.model.get_text_features(input_ids=ids.to(self.device)))
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each text before truncation."""
+        """Return the number of tokens of each text before truncation."""
         return lengths(self.tokenizer, texts)
 
 
 def openai_transform(size: int) -> Any:
-    """OpenAI's own transform of an image of any mode to [3, size, size] float32: shortest side to `size` (bicubic,
+    """Return OpenAI's transform of an image in any mode to [3, size, size] float32: shortest side to `size` (bicubic,
     Pillow), centre crop at int(round((w - size) / 2)), then RGB and CLIP's normalisation."""
     import open_clip
 
@@ -125,11 +122,11 @@ def unloadable(name: str, error: Exception) -> UsageError:
 
 
 def _scaling(model: Any) -> tuple[float, float]:
-    """exp(logit_scale) and logit_bias, read before the weights are cast: bfloat16 would change 100 to 98.9."""
+    """Return exp(logit_scale) and logit_bias of weights that are not cast yet: bfloat16 would change 100 to 98.9."""
     bias = getattr(model, "logit_bias", None)
     return float(model.logit_scale.detach().double().exp()), 0.0 if bias is None else float(bias.detach())
 
 
 def _features(output: Any) -> Tensor:
-    """The projected embedding, which transformers 5 wraps in an output object."""
+    """Return the projected embedding, which transformers 5 wraps in an output object."""
     return (output if isinstance(output, torch.Tensor) else output.pooler_output).float()

@@ -1,4 +1,4 @@
-"""The head of outfit_compat: compatibility of an item with the other items of an outfit, from their embeddings."""
+"""The head of outfit_compat: scores from embeddings how well an item fits the other items of an outfit."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class OutfitHead(nn.Module):
-    """score = h(u) . h(f) + b . f + b0, with h(x) = LeakyReLU(W2 LeakyReLU(W1 x)), one h for both sides.
+    """score = h(u) . h(f) + b . f + b0, with h(x) = LeakyReLU(W2 LeakyReLU(W1 x)).
 
-    This is FashionDPO's head (arXiv 2504.12900, section 4.2), where u is the mean of the other items' embeddings.
-    `pool: heads` uses the mean of the other items' h instead of the h of their mean.
+    This is FashionDPO's head (arXiv 2504.12900, section 4.2): f is the item's embedding, u the mean embedding of the
+    other items. `pool: heads` replaces h(u) with the mean of the other items' h.
     """
 
     def __init__(self, width: int, hidden: int, out: int, pool: str) -> None:
@@ -31,33 +31,35 @@ class OutfitHead(nn.Module):
         return leaky_relu(self.second(leaky_relu(self.first(x))))
 
     def context(self, others: Tensor, mask: Tensor) -> Tensor:
-        """[B, L, D] and mask [B, L] (at least one item per row) -> [B, out]."""
+        """Return the pooled h [B, out] of the other items [B, L, D]; mask [B, L] has at least one item per row."""
         weight = (mask / mask.sum(1, keepdim=True))[..., None]
         if self.pool == "heads":
             return (self.h(others) * weight).sum(1)
         return self.h((others * weight).sum(1))
 
     def forward(self, context: Tensor, item: Tensor) -> Tensor:
-        """[B, out] with items [B, D] -> [B]; or with choices [B, C, D] -> [B, C]."""
+        """Return scores [B] for items [B, D], or [B, C] for choices [B, C, D]. context: [B, out]."""
         if item.dim() == 3:
             context = context[:, None]
         return (context * self.h(item)).sum(-1) + self.own(item)[..., 0]
 
     @classmethod
     def of(cls, state: dict[str, Tensor], pool: str, where: str) -> OutfitHead:
-        """Build a head from its weights. Raises UsageError for other tensors."""
+        """Build a head from its weights. Raises UsageError if they are not those of a head."""
         try:
             hidden, width = state["first.weight"].shape
             head = cls(width, hidden, state["second.weight"].shape[0], pool)
             head.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
-            raise UsageError(f"{where} has no head of outfit_compat: {text}.") from error
+            raise UsageError(
+                f"{where} has no weights for outfit_compat ({text}). Run `prefkit fit outfit_compat` again."
+            ) from error
         return head.eval()
 
 
 def others_of(embedded: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad B tensors [L_b, D]: ([B, L, D], mask [B, L] float32)."""
+    """Pad B tensors [L_b, D] to one [B, L, D]; return it with its mask [B, L] float32."""
     longest = max(len(rows) for rows in embedded)
     padded = torch.zeros(len(embedded), longest, embedded[0].shape[1])
     mask = torch.zeros(len(embedded), longest)

@@ -1,4 +1,4 @@
-"""Weight files inside installed packages. `scorer` is the name at the start of the messages."""
+"""Weight files inside installed packages. Error messages start with the name `scorer`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Model of VBPR (He & McAuley, "VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback", AAAI 2016).
+"""The VBPR model (He & McAuley, "VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback", AAAI 2016).
 
     x_ui = beta_i + gamma_u . gamma_i + theta_u . (E f_i) + beta' . f_i                                      (eq. 4)
 
-alpha and beta_u of the paper are omitted: they cancel between two items of one user. P(u prefers i to j) is
+The paper's alpha and beta_u are omitted: they cancel in the difference of two items of one user. P(u prefers i to j) is
 sigmoid(x_ui - x_uj). f_i [D] are visual features, E has shape [D, k2].
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Vbpr:
-    """Parameters, float32. U users, N items, D features, k latent and k2 visual factors."""
+    """The parameters in float32, for U users, N items, D features, k latent factors and k2 visual factors."""
 
     gamma_user: Tensor  # [U, k]
     gamma_item: Tensor  # [N, k]
@@ -37,25 +37,25 @@ class Vbpr:
         names = [f.name for f in fields(cls)]
         missing = [name for name in names if name not in state]
         if missing:
-            raise UsageError(f"{where} has no VBPR model: {', '.join(missing)} is missing.")
+            raise UsageError(f"{where} has no VBPR model: it lacks {', '.join(missing)}. Run `prefkit fit vbpr` again.")
         net = cls(**{name: state[name].float() for name in names})
         users, items, width = len(net.gamma_user), len(net.gamma_item), len(net.projection)
         expected = (users, items, width, net.gamma_user.shape[1], net.theta_user.shape[1])
         lengths = (len(net.theta_user), len(net.item_bias), len(net.visual_bias))
         if (*lengths, net.gamma_item.shape[1], net.projection.shape[1]) != expected:
-            raise UsageError(f"{where} has no VBPR model: its shapes are inconsistent.")
+            raise UsageError(f"{where} has tensors whose shapes do not match each other. Run `prefkit fit vbpr` again.")
         return net
 
     def visual(self, users: Tensor, features: Tensor) -> Tensor:
-        """[B]: theta_u . (E f) + beta' . f, user b with features b; the score of a new item."""
+        """Return theta_u . (E f) + beta' . f [B], the score of a new item, for user b and features b."""
         return (self.theta_user[users] * (features @ self.projection)).sum(-1) + features @ self.visual_bias
 
     def known(self, users: Tensor, items: Tensor) -> Tensor:
-        """[B]: beta_i + gamma_u . gamma_i, the part of the score from interactions."""
+        """Return beta_i + gamma_u . gamma_i [B], the part of the score that only a known item has."""
         return self.item_bias[items] + (self.gamma_user[users] * self.gamma_item[items]).sum(-1)
 
     def table(self, users: Tensor, features: Tensor) -> Tensor:
-        """[len(users), N]: x_ui of all items."""
+        """Return x_ui of all items: [len(users), N]."""
         constant = self.item_bias + features @ self.visual_bias
         personal = self.gamma_user[users] @ self.gamma_item.T + self.theta_user[users] @ (features @ self.projection).T
         return constant + personal
@@ -63,7 +63,7 @@ class Vbpr:
 
 @dataclass(frozen=True)
 class Scaling:
-    """(features - shift) / factor, for items and new images alike. unit: normalise the features first."""
+    """Scaling of features, (features - shift) / factor. unit: first normalise each row to length 1."""
 
     unit: bool
     shift: Tensor  # [D]

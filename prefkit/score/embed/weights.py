@@ -1,4 +1,4 @@
-"""Weight files of scorers: location, revision, state dict, and linear heads."""
+"""Weight files of scorers: their location, revision and tensors, and linear heads made from them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from prefkit.verified import claim
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-HEAD = (1024, 128, 64, 16, 1)  # widths after the embedding's
-INDICES = (0, 2, 4, 6, 7)  # of the linear layers, between the dropouts of training
+HEAD = (1024, 128, 64, 16, 1)  # output widths of the linear layers
+INDICES = (0, 2, 4, 6, 7)  # indices of the linear layers; the others are dropout layers
 
 
 def weights_file(source: str, name: str) -> Path:
-    """Path of `source` if it is a file, of `name` in it if it is a folder, or of `name` of a Hub id. Raises UsageError."""
+    """Return `source` if it is a file, else the file `name` in the folder or Hub id `source`. Raises UsageError."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
         if not (path / name).is_file():
-            raise UsageError(f"{source} has no {name}. Give the file itself, or its folder.")
+            raise UsageError(f"{source} has no file {name}. Give the path of the weight file, or its folder.")
         return path / name
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
@@ -37,12 +37,12 @@ def weights_file(source: str, name: str) -> Path:
     except Exception as error:  # the Hub's own errors, and those of its HTTP client
         raise UsageError(
             f"{name} of {source} is not in the local Hub cache, and its download failed ({type(error).__name__}). Check the "
-            "name, the network, and your access to it."
+            "Hub id, the network, and your access to the repository."
         ) from error
 
 
 def file_revision(source: str, name: str) -> str:
-    """Hash of the local file, or commit of the Hub id. Raises UsageError."""
+    """Return the hash of a local file or the commit of a Hub id. Raises UsageError."""
     from prefkit.models.load.revision import weights_revision
 
     if Path(source).expanduser().exists():
@@ -59,10 +59,7 @@ def file_revision(source: str, name: str) -> str:
 
 
 def verified_as(known: Mapping[str, Sequence[str]], files: Iterable[Path]) -> str:
-    """Return the claim of `known` that belongs to exactly these weight files, or "" if none does.
-
-    known: the scorer's VERIFIED, {what was verified: SHA-256 of each file}; see prefkit/verified.py.
-    """
+    """Return the claim in `known` for exactly these weight files, else "". known: {claim: SHA-256 of each file}."""
     from prefkit.models.load.revision import file_hash
 
     found = {file_hash(path) for path in files}
@@ -70,7 +67,7 @@ def verified_as(known: Mapping[str, Sequence[str]], files: Iterable[Path]) -> st
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """State dict of a safetensors file, or of a torch file without pickled code. Raises UsageError."""
+    """Return the state dict in a safetensors file, or in a torch file without pickled code. Raises UsageError."""
     import torch
     from safetensors.torch import load_file
 
@@ -89,7 +86,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _why_unread(error: Exception) -> str:
-    """Return the reason without torch's advice to load pickled code."""
+    """Return why a file could not be read, without torch's advice to load pickled code."""
     text = " ".join(str(error).split())
     if not isinstance(error, UnpicklingError):
         return text[:300] or "the file is empty or incomplete."
@@ -102,8 +99,8 @@ def _why_unread(error: Exception) -> str:
 
 
 def linear_head(state: dict[str, Tensor], prefix: str, path: Path) -> nn.Sequential:
-    """Five linear layers without activations, D-1024-128-64-16-1: the head of LAION's aesthetic predictor v2 and of
-    ImageReward, from `layers.N` under `prefix`. Raises UsageError for other layers."""
+    """Return the head of LAION's aesthetic predictor v2 and of ImageReward: five linear layers without activations,
+    D-1024-128-64-16-1, with the keys `layers.N` after `prefix`. Raises UsageError for other layers."""
     import torch
 
     head = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -114,7 +111,7 @@ def linear_head(state: dict[str, Tensor], prefix: str, path: Path) -> nn.Sequent
     shapes, actual = ({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (parameters, head))
     wrong = [k for k in shapes | actual if shapes.get(k) != actual.get(k)]
     if wrong:
-        raise UsageError(f"{path} has no linear head D-1024-128-64-16-1: {', '.join(sorted(wrong)[:4])} differ.")
+        raise UsageError(f"{path} has no linear head D-1024-128-64-16-1. Wrong: {', '.join(sorted(wrong)[:4])}.")
     with torch.no_grad():
         for key, parameter in parameters.items():
             parameter.copy_(head[key])

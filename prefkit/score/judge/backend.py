@@ -12,8 +12,8 @@ def make_backend(options: JudgeOptions, name: str) -> Backend:
     """Create the back end of scorer `name` without loading weights. Raises UsageError for invalid options."""
     if not options.model:
         raise UsageError(
-            f"{name}: `model` is not set; set it to the folder or Hub id of an image-text-to-text model or to tiny (the "
-            "embedded one), or set `server` and the name of a model there."
+            f"{name}: `model` is not set. Set it to the folder or Hub id of an image-text-to-text model, to `tiny` "
+            "(the embedded model) or, with `server`, to the name of a model on that server."
         )
     if options.server:
         return ServerBackend(options)
@@ -23,15 +23,15 @@ def make_backend(options: JudgeOptions, name: str) -> Backend:
 
 
 class JudgeScorer:
-    """Common part of scorers that ask a judge: its back end and how the score stage may call it."""
+    """Common part of scorers that ask a judge: the back end and the limits on calls to it."""
 
     scope = "absolute"
 
     def __init__(self, options: JudgeOptions, name: str) -> None:
         self.backend = make_backend(options, name)
         self.concurrency, self.batch, self.close = self.backend.concurrency, self.backend.batch, self.backend.close
-        self.alone = self.sends_files = bool(options.server)  # a pass of its own, so that no other scorer waits
+        self.alone = self.sends_files = bool(options.server)  # in a pass of its own: others do not wait for the server
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a model that cannot be loaded, an invalid address or an unset key."""
+        """Raises UsageError if the model cannot be loaded, the address is invalid or the API key is not set."""
         self.backend.load(device, dtype)

@@ -1,4 +1,4 @@
-"""Pairwise verdicts of a judge that is asked in both orders: only a verdict that survives the swap is a win."""
+"""Comparison of two images by a judge that sees them in both orders. An image wins only if it wins both times."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ SWAPPED = {"a": "b", "b": "a", "tie": "tie"}
 
 @dataclass(frozen=True)
 class Verdicts:
-    """rows: one per pair, order "both". shown: two per pair, orders "ab" and "ba"; outcomes refer to id_a and id_b.
+    """Verdicts of a judge. In every order, the outcomes "a" and "b" mean id_a and id_b.
 
-    flip_rate   fraction of the pairs decided in both orders whose two verdicts contradict each other
-    first_rate  fraction of the decided answers that chose the image shown first; 0.5 is fair
-    Both are None if nothing was decided.
+    rows        one verdict per pair, with order "both"
+    shown       two answers per pair, with orders "ab" and "ba"
+    flip_rate   among pairs with a winner in both answers, the fraction with different winners; None without such pairs
+    first_rate  among answers with a winner, the fraction won by the image shown first; None without such answers
     """
 
     rows: list[Comparison]
@@ -50,10 +51,10 @@ def compare(
 ) -> Verdicts:
     """Ask a loaded backend about each pair in both orders.
 
-    logprobs: p = P(A) / (P(A) + P(B)) at the first token; a verdict if |p - 1/2| > margin. Over both orders
+    logprobs: p(first) = P(A) / (P(A) + P(B)) at the first token; a tie if |p - 1/2| <= margin. Over both orders,
     p(a better) = (p_ab(first) + 1 - p_ba(first)) / 2. text: the answer must be A, B or tie.
-    A win in one order that is not a win in the other is a tie; a pair with a failed order is a failure.
-    Raises UsageError for two candidates of different prompts.
+    If the two answers differ, the pair is a tie; if one of them fails, the pair fails.
+    Raises UsageError if the candidates of a pair have different prompts.
     """
     for a, b in pairs:
         if a.prompt != b.prompt:
@@ -81,7 +82,7 @@ def _question(pair: tuple[Candidate, Candidate], template: str, aspect: str) -> 
 
 
 def _of_tokens(reply: Reply, margin: float, min_mass: float) -> tuple[float | None, str | None, str | None]:
-    """(probability that the first is better, outcome as if the first were a, error)."""
+    """Return (probability that the first image is better, outcome in which a is the first image, error)."""
     if reply.masses is None:
         return None, None, reply.error or "no answer"
     total = sum(reply.masses)
@@ -109,7 +110,7 @@ def _merged(ab: Comparison, ba: Comparison) -> Comparison:
 
 
 def check_verdicts(verdicts: Any, pairs: Sequence[tuple[str, str]], judge: str) -> None:
-    """Raises PluginError unless a judge's Verdicts have one row per pair, in order, with valid outcomes."""
+    """Raise PluginError unless `verdicts` are Verdicts with one row per pair, in order, and valid outcomes."""
     rows, shown = getattr(verdicts, "rows", None), getattr(verdicts, "shown", None)
     if not isinstance(rows, (list, tuple)) or not isinstance(shown, (list, tuple)):
         raise PluginError(f"judge {judge} returned {described(verdicts)}; it must return Verdicts with rows and shown.")
@@ -118,7 +119,7 @@ def check_verdicts(verdicts: Any, pairs: Sequence[tuple[str, str]], judge: str) 
     if len(rows) != len(pairs):
         raise PluginError(f"judge {judge} gave {len(rows)} verdicts for {len(pairs)} pairs.")
     if [(row.id_a, row.id_b, row.order) for row in rows] != [(a, b, "both") for a, b in pairs]:
-        raise PluginError(f"judge {judge}: rows must name the pairs in the order asked, with order 'both'.")
+        raise PluginError(f"judge {judge}: `rows` must name the pairs in the order asked, with order 'both'.")
     asked = set(pairs)
     for row in (*rows, *shown):
         known = row.outcome in (*SWAPPED, None) and row.order in ("ab", "ba", "both") and (row.id_a, row.id_b) in asked
@@ -131,7 +132,7 @@ def check_verdicts(verdicts: Any, pairs: Sequence[tuple[str, str]], judge: str) 
 
 
 def rates(shown: Sequence[Comparison]) -> tuple[float | None, float | None]:
-    """(flip rate, first rate) as in `Verdicts`, from two rows per pair: order "ab", then order "ba"."""
+    """Return (flip rate, first rate) of `Verdicts`. shown: two answers per pair, order "ab" before order "ba"."""
     decided = [c for c in shown if c.outcome in ("a", "b")]
     twice = [(ab, ba) for ab, ba in zip(shown[::2], shown[1::2]) if {ab.outcome, ba.outcome} <= {"a", "b"}]
     flips = sum(ab.outcome != ba.outcome for ab, ba in twice)

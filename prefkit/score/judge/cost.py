@@ -9,17 +9,18 @@ from prefkit.images import size as size_of
 from prefkit.score.judge.question import JudgeOptions
 from prefkit.types import Candidate
 
-LETTERS_PER_TOKEN = 4.0  # of English text, roughly
-PIXELS_PER_TOKEN = 28 * 28  # of Qwen-VL models; others use between half and three times as many tokens
-CHAT_TOKENS = 12  # of a chat template
+LETTERS_PER_TOKEN = 4.0  # roughly, in English text
+PIXELS_PER_TOKEN = 28 * 28  # for Qwen-VL models; other models use between half and three times as many tokens
+CHAT_TOKENS = 12  # tokens that a chat template adds
 
 
 def estimate(
     options: JudgeOptions, sample: Sequence[Candidate], texts: Sequence[str], calls: int, answer: int, images: int = 1
 ) -> dict[str, Any]:
-    """Calls, tokens and cost of `calls` questions like `texts`, with `images` images each like those of `sample`.
+    """Estimate tokens and cost of `calls` questions of the average length of `texts`, each with `images` images.
 
-    answer: maximum number of tokens of an answer. Cached answers, which are unknown in advance, cost nothing; retries cost more.
+    The images are assumed to have the average size of `sample`. answer: maximum number of tokens of an answer. Cached
+    answers, which would cost nothing, and retries are not counted.
     """
     words = sum(map(len, texts)) / max(len(texts), 1) / LETTERS_PER_TOKEN
     sizes = [size_of((c.image if c.image is not None else c.path) or "") for c in sample]  # from the files' headers

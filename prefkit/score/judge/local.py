@@ -54,7 +54,7 @@ class LocalBackend:
         models: Any = transformers.AutoModelForImageTextToText
         try:
             self.processor: Any = processors.from_pretrained(source, **options)
-            # `backend` for the whole processor would also apply to its video part, which has torchvision only
+            # `backend` for the whole processor would also apply to its video processor, which needs torchvision
             self.processor.image_processor = transformers.AutoImageProcessor.from_pretrained(
                 source, backend="pil", **options
             )
@@ -72,7 +72,7 @@ class LocalBackend:
         self.device = device
 
     def masses(self, questions: Sequence[Question], labels: Sequence[str]) -> list[Reply]:
-        """Raises UsageError for a label that is not a single token of the model."""
+        """Raises UsageError if a label is not a single token of the model."""
         import torch
 
         ids = self._label_ids(tuple(labels))
@@ -89,7 +89,7 @@ class LocalBackend:
         temperature: float = 0.0,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
-        """Sampled answers are generated one by one, with a seed per question, so that they do not depend on the batch."""
+        """Answer the questions. Sampled answers do not depend on the batch: each question has its own seed and call."""
         if schema is not None:
             raise UsageError("a local model cannot follow a JSON schema; set `answer: text`, or use a server.")
         if temperature == 0:
@@ -130,7 +130,7 @@ class LocalBackend:
         return inputs.to(self.device, self.model.dtype)
 
     def _label_ids(self, labels: tuple[str, ...]) -> list[torch.Tensor]:
-        """Ids of all tokens that read as each label."""
+        """Return, for each label, the ids of all tokens that spell it (`reads_as`)."""
         import torch
 
         if labels not in self.ids:

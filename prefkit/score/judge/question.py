@@ -25,22 +25,22 @@ class JudgeOptions:
     key_env: str = ""
     #: maximum number of concurrent requests to the server
     in_flight: int = 16
-    #: seconds for a whole request
+    #: time limit for a request in seconds
     timeout: float = 120.0
     #: maximum number of times that a request is sent
     tries: int = 6
     #: file that stores the server's answers; null = answers.sqlite in the user's cache folder
     cache: str | None = None
-    #: price per million tokens sent, and per million tokens answered, for the estimate of --dry-run (any currency)
+    #: prices of a million input tokens and of a million output tokens (any currency), for the estimate of --dry-run
     price_in: float | None = None
     price_out: float | None = None
-    #: further keys of each request to the server; null removes a key
+    #: additional JSON keys of each request to the server; null removes a key
     body: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Question:
-    """Texts and images in the order shown. attempt: number of earlier attempts at this question."""
+    """A question: texts and images in the order shown. attempt: number of times that it was asked before."""
 
     parts: tuple[str | Candidate, ...]
     attempt: int = 0
@@ -48,7 +48,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """A text, or `masses`: the probability of each label as the next token, [L]; if neither, `error` is the reason."""
+    """A judge's reply: `text`, `masses` (the probability of each label as the next token), both, or an `error`."""
 
     text: str | None = None
     masses: tuple[float, ...] | None = None
@@ -56,7 +56,7 @@ class Reply:
 
 
 class Backend(Protocol):
-    retries: bool  # True if another attempt can give another answer at temperature 0
+    retries: bool  # True if a repeated question can get a different answer at temperature 0
     concurrency: int  # number of concurrent calls
     batch: int | None  # maximum number of questions in a call
 
@@ -65,11 +65,11 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
     def about(self) -> dict[str, Any]:
-        """weights, revision and preprocessing of a ScorerSpec."""
+        """Return the fields weights, revision and preprocessing of a ScorerSpec."""
         ...
 
     def masses(self, questions: Sequence[Question], labels: Sequence[str]) -> list[Reply]:
-        """One reply per question, in order. The mass of a label sums over all tokens that `reads_as` it."""
+        """Return one reply per question, in order. A label's mass sums over all tokens that spell it (`reads_as`)."""
         ...
 
     def texts(
@@ -79,10 +79,10 @@ class Backend(Protocol):
         temperature: float = 0.0,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
-        """schema: JSON schema of the answer (servers only)."""
+        """Return one reply per question, in order. schema: JSON schema of the answer (servers only)."""
         ...
 
 
 def reads_as(token: str, label: str) -> bool:
-    """True if a token spells the label, ignoring case and the spaces of any tokenizer (also written as Ġ or ▁)."""
+    """True if a token spells the label, regardless of case and spaces (which tokenizers also write as Ġ or ▁)."""
     return token.strip(" \t\r\nĠ▁").casefold() == label.casefold()

@@ -1,4 +1,4 @@
-"""Numbers from a judge's words or probabilities: expected values over a scale, and a parser that never guesses."""
+"""A judge's rating as a number: the expected value over a scale, or the level that a written answer names."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dataclasses import dataclass
 from prefkit.errors import UsageError
 
 NUMBER = r"\d+(?:\.\d+)?"
-#: words that introduce the answer
+#: words that introduce a rating, such as `Final score is`
 LEAD = r"(?:overall\s+|final\s+|the\s+|my\s+)*(?:score|rating|category|level|answer|grade)\b(?:\s+(?:is|of|would be))?"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Levels from worst to best. `names` are the names in answers such as `7-Good`; they may be empty."""
+    """The levels of a rating, from worst to best. names: words in answers such as `7-Good`; may be empty."""
 
     labels: tuple[str, ...]
     values: tuple[float, ...]
     names: tuple[str, ...] = ()
 
     def number(self, text: str) -> float | None:
-        """The number in `text` if it is the value of a level."""
+        """Return the number in `text` if it is the value of a level, else None."""
         return float(text) if float(text) in self.values else None
 
 
 def scale_of(levels: Sequence[str], where: str) -> Scale:
-    """A scale of numbers, which are their own values, or of words, whose values are 1, 2, ... Raises UsageError."""
+    """Return a scale of numbers, or of words with the values 1, 2, ... Raises UsageError for invalid levels."""
     labels = tuple(level.strip() for level in levels)
     if len(labels) < 2 or len({label.casefold() for label in labels}) < len(labels) or not all(labels):
         raise UsageError(f"{where}: scale {list(levels)} must be two or more different levels, from worst to best.")
@@ -38,12 +38,12 @@ def scale_of(levels: Sequence[str], where: str) -> Scale:
     except ValueError:
         return Scale(labels, tuple(float(i + 1) for i in range(len(labels))), labels)
     if not all(math.isfinite(v) for v in values) or sorted(values) != list(values):
-        raise UsageError(f"{where}: scale {list(levels)}: numbers must rise from worst to best.")
+        raise UsageError(f"{where}: scale {list(levels)}: its numbers must rise from worst to best.")
     return Scale(labels, values)
 
 
 def prefix_clash(labels: Sequence[str]) -> tuple[str, str] | None:
-    """Two labels where the first is a prefix of the second: many tokenizers split 10 into 1 and 0."""
+    """Return a label and a longer one that starts with it, else None. Many tokenizers split 10 into 1 and 0."""
     for short in labels:
         for long in labels:
             if short != long and long.casefold().startswith(short.casefold()):
@@ -52,7 +52,7 @@ def prefix_clash(labels: Sequence[str]) -> tuple[str, str] | None:
 
 
 def expected(masses: Sequence[float], values: Sequence[float]) -> tuple[float | None, float]:
-    """(sum p v / sum p, 1 - sum p): the expected value over the levels, and the probability of anything else."""
+    """Return the expected value over the levels, sum p v / sum p, and the remaining probability, 1 - sum p."""
     total = math.fsum(masses)
     if total <= 0:
         return None, 1.0
@@ -60,10 +60,10 @@ def expected(masses: Sequence[float], values: Sequence[float]) -> tuple[float | 
 
 
 def parse(text: str, scale: Scale) -> float | None:
-    """The one level that an answer names, else None: no level, two levels, a number that is not a level.
+    """Return the value of the level that an answer names, or None if it does not name exactly one level.
 
-    Accepted: JSON with "score" or "rating"; `7`, `7/10`, `7-Good`, `7. Because ...` at the start; `Score: 7` anywhere;
-    `7-Good` with a name of the scale anywhere; a name alone. A number elsewhere in a sentence is not a rating.
+    Accepted are JSON with "score" or "rating"; `7`, `7/10`, `7-Good` or `7. Because ...` at the start; `Score: 7`
+    anywhere; `7-Good` anywhere if the scale has the name; and a name alone. Any other number is not a rating.
     """
     text = text.strip().strip("`").removeprefix("json").strip()
     if text.startswith("{"):

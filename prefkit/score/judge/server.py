@@ -20,7 +20,7 @@ from prefkit.score.remote.connection import key_of
 from prefkit.types import Candidate, digest
 
 CALLS = 8
-MOST_TOP = 20  # the most log-probabilities that servers return
+MOST_TOP = 20  # maximum number of log-probabilities that servers return
 MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
 
@@ -29,15 +29,15 @@ class ServerBackend:
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
-        # calls prepare twice as many questions as may be in flight, an eighth of them each: with a thread per question,
-        # waking threads up would take longer than asking
+        # a call has an eighth of the questions that may be in flight, because a thread per question would be slow;
+        # twice as many calls run as are in flight, so that the next questions are prepared meanwhile
         size = max(1, options.in_flight // CALLS)
         self.batch: int | None = size
         self.concurrency = 1 if options.in_flight == 1 else 2 * -(-options.in_flight // size)
         self.client: Client | None = None
 
     def load(self, device: str, dtype: str) -> None:
-        """Open the answer file. Raises UsageError for an invalid address and an unset key."""
+        """Open the answer file. Raises UsageError if the address is invalid or the API key is not set."""
         o = self.options
         if o.key_env and key_of(o.key_env) is None:
             raise UsageError(f"the environment variable {o.key_env} (`key_env`) is not set.")
@@ -52,12 +52,12 @@ class ServerBackend:
         )
 
     def close(self) -> None:
-        """End pending requests and write the answers so far."""
+        """End pending requests."""
         if self.client is not None:
             self.client.close()
 
     def about(self) -> dict[str, Any]:
-        """Part of a ScorerSpec, without the address: a server may move without a change of its scores."""
+        """Return fields of a ScorerSpec, without the address: a server can move without changing scores."""
         body = f"; request {digest(self.options.body)}" if self.options.body else ""
         return {
             "weights": f"{self.options.model} behind an OpenAI-compatible server",
@@ -83,7 +83,7 @@ class ServerBackend:
         return [_text(answer) for answer in self._ask(questions, temperature, keys)]
 
     def _ask(self, questions: Sequence[Question], temperature: float, keys: dict[str, Any]) -> list[Answer]:
-        """One answer per question; a question whose image cannot be decoded is not sent."""
+        """Return one answer per question. A question with an undecodable image is not sent and gets an error."""
         from PIL import Image
 
         assert self.client is not None, "load first"
@@ -116,10 +116,7 @@ class ServerBackend:
 
 
 def data_url(candidate: Candidate) -> str:
-    """The stored file if it is complete and every decoder shows the same RGB values, else the pixels as PNG.
-
-    Raises Pillow's errors for a damaged image.
-    """
+    """Return a data URL of the stored file, or of a PNG if decoders could disagree. Raises Pillow's errors."""
     from PIL import Image
 
     raw, kind = stored(candidate), None
@@ -141,7 +138,7 @@ def stored(candidate: Candidate) -> bytes | None:
 
 
 def complete(raw: bytes, kind: str | None) -> bool:
-    """True if the file is not truncated, as far as can be seen without decoding; decoding finds the reason otherwise."""
+    """True if the file looks complete. The image is not decoded."""
     from PIL import Image
 
     if kind == "PNG":

@@ -1,4 +1,4 @@
-"""Question templates of judges. Their {placeholders} are filled with the prompt and columns of the request."""
+"""Question templates for judges. Their {placeholders} are filled with the prompt and columns of the request."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ RATING = (
     "Rate the image above{aspect}. Answer with one of {scale}, where {worst} is the worst and {best} the best. "
     "Answer with that alone."
 )
-#: between "Rate the image above" and the full stop
+#: replaces {aspect} in RATING
 ASPECT = ", looking at nothing but its {aspect}"
 
-#: FashionDPO (arXiv 2504.12900, section 4.2) in prefkit's words: task, category, criterion, named scale, form of answer
+#: FashionDPO's question (arXiv 2504.12900, section 4.2), reworded
 FASHIONDPO = (
     "You judge product photos made for a fashion shop. This one is meant to show: {category}.\n"
     "Judge its quality: are all elements of such an item there and complete, and does it follow the principles of "
@@ -45,5 +45,5 @@ def placeholders(template: str) -> set[str]:
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Replace every {name} of `values` in one pass, so that braces inside a prompt stay."""
+    """Replace each {name} that `values` has, in one pass, so that braces in an inserted prompt are kept."""
     return PLACEHOLDER.sub(lambda match: str(values.get(match.group(1), match.group(0))), template)

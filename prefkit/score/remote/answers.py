@@ -20,30 +20,30 @@ TABLE = (
     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, status INTEGER, body TEXT, error TEXT, final INTEGER,"
     " tries INTEGER, time REAL, sum INTEGER)"
 )
-Row = tuple[str, int, "str | None", "str | None", int, int, float]  # as in TABLE, without the checksum
-SUFFIXES = (".sqlite", ".sqlite3", ".db")  # a damaged file with another suffix is not an answer file, and is left alone
-BUSY = 60.0  # seconds to wait for another process
+Row = tuple[str, int, "str | None", "str | None", int, int, float]  # a row of TABLE without the checksum
+SUFFIXES = (".sqlite", ".sqlite3", ".db")  # a damaged file with another suffix is not renamed
+BUSY = 60.0  # seconds to wait for a lock that another process holds
 
 
 def default_path() -> Path:
-    """$XDG_CACHE_HOME/prefkit/answers.sqlite; ~/.cache if $XDG_CACHE_HOME is unset."""
+    """Return $XDG_CACHE_HOME/prefkit/answers.sqlite, or ~/.cache/prefkit/answers.sqlite if the variable is unset."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefkit" / "answers.sqlite"
 
 
 class Answers:
-    """An SQLite table for several threads and processes. Methods raise StoreError if the file cannot be used.
+    """SQLite table of answers, shared by threads and processes. Methods raise StoreError if the file cannot be used.
 
-    Errors are stored with their HTTP status and the number of tries. An error is `final` if the question is at fault (HTTP
-    400, 413, 414, 415, 422): that question is not asked again. The next run asks all others again.
+    Errors are stored with their HTTP status and the number of tries. An error is `final` if the question is invalid
+    (HTTP 400, 413, 414, 415, 422): it is not asked again. Questions with other errors are asked again in the next run.
 
-    Rows are written in batches, since a transaction per answer would slow the client down. `get` sees rows that are not
-    written yet; a killed process loses the rows since the last `flush`, which runs every LINGER seconds and after each call.
+    Rows are written in batches, since a transaction per answer would be slow. `get` also returns rows that are not
+    written yet. A killed process loses the rows since the last `flush`, which runs at least once per call.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.waiting: dict[str, Row] = {}
-        self.adding, self.using = threading.Lock(), threading.Lock()  # of `waiting` and of `db`
+        self.adding, self.using = threading.Lock(), threading.Lock()  # locks for `waiting` and for `db`
         self.written = time.monotonic()
         self.closed = False
         try:
@@ -79,7 +79,7 @@ class Answers:
             db.execute("PRAGMA journal_mode=DELETE")
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(TABLE)
-            if "sum" not in [row[1] for row in db.execute("PRAGMA table_info(answers)")]:  # of an earlier version
+            if "sum" not in [row[1] for row in db.execute("PRAGMA table_info(answers)")]:  # an older file
                 db.execute("ALTER TABLE answers ADD COLUMN sum INTEGER")
         except BaseException:
             db.close()
@@ -87,7 +87,7 @@ class Answers:
         return db
 
     def get(self, key: str) -> tuple[str | None, str | None] | None:
-        """(body, error) of an answer or a final error, else None."""
+        """Return (body, error) if an answer or a final error is stored, else None."""
         row = self.waiting.get(key)
         if row is not None:
             return (row[2], row[3]) if row[4] else None
@@ -131,7 +131,7 @@ class Answers:
                 raise self._error(error) from error
             self.written = time.monotonic()
             with self.adding:
-                for row in rows:  # a newer row of the same key stays
+                for row in rows:  # keep a row with this key that was added meanwhile
                     if self.waiting.get(row[0]) is row:
                         del self.waiting[row[0]]
 
@@ -143,9 +143,9 @@ class Answers:
             self.db.close()
 
     def _error(self, error: Exception) -> StoreError:
-        return StoreError(f"the answer file {self.path}: {error}. Remove it, or name another file in `cache`.")
+        return StoreError(f"the answer file {self.path} is unusable: {error}. Remove it, or name another in `cache`.")
 
 
 def row_sum(key: str, body: str | None, error: str | None) -> int:
-    """CRC-32 of the contents of a row."""
+    """Return the CRC-32 of a row's contents."""
     return zlib.crc32(json.dumps([key, body, error]).encode())

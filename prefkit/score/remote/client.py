@@ -1,4 +1,4 @@
-"""HTTP client of remote judges and scorers: a limit on requests in flight, retries, and answers kept on disk."""
+"""HTTP client for remote judges and scorers, with limited concurrency, retries, and answers stored on disk."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from prefkit.score.remote.answers import Answers
 from prefkit.score.remote.connection import ERRORS, Connection, checked_url, key_of
 
 RETRIED = {408, 409, 429}  # and 5xx: the same request may succeed later
-REFUSED = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # the server refuses every request of the run
+REFUSED = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # the server would also refuse every other request
 AT_FAULT = {400, 413, 414, 415, 422}  # the question itself is invalid: its error is final
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries: doubled after each, up to LONGEST_WAIT
-LONGEST_RETRY_AFTER = 300.0  # seconds; a request that a server delays longer fails
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries; doubled after each try, up to LONGEST_WAIT
+LONGEST_RETRY_AFTER = 300.0  # seconds; a request fails if the server asks to wait longer
 KNOWN = REFUSED | AT_FAULT | RETRIED | set(range(500, 600))
-EXCERPT = 300  # characters of a server's answer in an error
+EXCERPT = 300  # number of characters of a server's answer that an error quotes
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`body` is the JSON of the answer; None with the reason in `error` if there is none.
+    """An answer: the parsed JSON in `body`, or else the reason in `error`.
 
-    status: HTTP status, 0 if no complete answer came. retry_after: seconds that the server asks to wait.
+    status: HTTP status, 0 if no complete answer arrived. retry_after: seconds that the server asks to wait.
     """
 
     body: Any = None
@@ -49,11 +49,11 @@ class Client:
     server    http(s)://host[:port][/prefix]
     key_env   environment variable with the API key, sent as a bearer token and never written to disk
     in_flight maximum number of concurrent requests, including those that wait for their next try
-    timeout   seconds for a whole request
+    timeout   time limit for a request in seconds
     tries     maximum number of times that a request is sent
-    answers   store of answers; None: no cache
-    version   model version that the questions do not name; stored answers of other versions are ignored
-    `map` and results of `submit` raise PluginError if the server refuses every request (REFUSED).
+    answers   stored answers; None: answers are not stored
+    version   model version; stored answers from other versions are not used
+    `map`, and futures from `submit`, raise PluginError after an HTTP status in REFUSED.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Client:
         self.url, self.version = checked_url(server, "server"), version
         self.key, self.key_env = key_of(key_env), key_env
         self.timeout, self.tries, self.answers = timeout, tries, answers
-        self.context = ssl.create_default_context()  # shared, since its certificates take long to load
+        self.context = ssl.create_default_context()  # shared by all connections, since loading certificates takes long
         self.pool = ThreadPoolExecutor(in_flight, "judge")
         self.local = threading.local()
         self.connections: list[Connection] = []
@@ -121,7 +121,7 @@ class Client:
         return self._ask(path, None, None)
 
     def close(self) -> None:
-        """End all pending requests; threads that wait for them get errors."""
+        """End all pending requests. Threads that wait for their answers get errors."""
         self.closed.set()
         self.pool.shutdown(wait=False, cancel_futures=True)
         for connection in list(self.connections):
@@ -130,14 +130,14 @@ class Client:
     def _ask_once(self, path: str, body: bytes, key: str) -> Answer:
         try:
             return self._ask(path, body, key)
-        finally:  # only after `answers` has it, so that an equal question finds it in one of the two
+        finally:  # only now that `answers` has the answer, so that an equal question finds it in `pending` or `answers`
             self.pending.pop(key, None)
 
     def _ask(self, path: str, body: bytes | None, key: str | None) -> Answer:
         """Send a request up to `tries` times and store the last answer."""
         answer, wait, tries = Answer(), 0.0, 0
         while tries < self.tries and not self.closed.wait(wait):
-            if self.refused is not None:  # requests that wait in other threads would be refused too
+            if self.refused is not None:  # set by another thread: the server would refuse this request too
                 raise self.refused
             tries += 1
             answer = self._send(path, body)
@@ -166,7 +166,7 @@ class Client:
         except ERRORS as error:
             return Answer(error=f"no answer from {server}: {type(error).__name__}: {error}")
         text = raw.decode("utf-8", "replace")
-        if self.key:  # some servers repeat the key that they were sent
+        if self.key:  # some servers repeat the API key in an error message
             text = text.replace(self.key, "***")
         if not 200 <= status < 300:
             excerpt = " ".join(text[: 4 * EXCERPT].split())[:EXCERPT]
@@ -177,14 +177,14 @@ class Client:
         except (ValueError, RecursionError):
             return Answer(error=f"the answer of {server} is not JSON")
         failure = answer.get("error") if isinstance(answer, dict) else None
-        if isinstance(failure, dict):  # some routers pass a failure of the server behind them on as a success
+        if isinstance(failure, dict):  # some routers report an error of the server behind them with status 200
             code, message = failure.get("code"), str(failure.get("message") or failure)[:EXCERPT]
             status = code if isinstance(code, int) and code in KNOWN else 502
             return Answer(error=f"{server} answered an error: {message}", status=status)
         return Answer(answer, status=status, text=text)
 
     def _connection(self) -> Connection:
-        """The connection of this thread."""
+        """Return the connection of this thread; open it at the first call."""
         if not hasattr(self.local, "connection"):
             headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "prefkit"}
             if self.key:
@@ -201,10 +201,10 @@ class Client:
     def _refusal(self, status: int, path: str, error: str) -> str:
         if status in (401, 403):
             problem = f"${self.key_env} {'is not accepted' if self.key else 'is not set'}"
-            key = f"the key in {problem}" if self.key_env else "it needs a key: name its variable in `key_env`"
+            key = f"the key in {problem}" if self.key_env else "it needs a key: set `key_env` to its variable"
             return f"{error}. The server refuses every request: {key}."
         if status == 402:
-            return f"{error}. The account of this key is out of credit; answers so far are kept."
+            return f"{error}. The account of the API key is out of credit. Earlier answers are kept."
         return f"{error}. Nothing answers at {self.url.geturl().rstrip('/')}{path}: check the address and the model's name."
 
 
@@ -215,7 +215,7 @@ def _done(text: str | None, error: str | None) -> Future[Answer]:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Seconds that a Retry-After header asks for, as a number or an HTTP date; 0 if absent or unreadable."""
+    """Return the delay in seconds from a Retry-After header (a number or an HTTP date); 0 if absent or invalid."""
     if retry_after is None:
         return 0.0
     with contextlib.suppress(ValueError):

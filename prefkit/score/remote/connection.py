@@ -1,4 +1,4 @@
-"""A kept-alive HTTP connection with limits on the duration and the size of each answer."""
+"""A persistent HTTP connection with limits on the duration and the size of each answer."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ import httpcore2
 from prefkit.errors import UsageError
 
 LARGEST = 64 * 2**20  # bytes of an answer
-CHUNK = 2**16  # bytes written before the deadline is looked at again
-#: what `Connection.request` raises; ValueError: an invalid host name, or a TLS socket that `cut` has closed
+CHUNK = 2**16  # bytes written before the deadline is checked again
+#: raised by `Connection.request`; ValueError is for an invalid host name, or a TLS socket that `cut` has closed
 ERRORS = (OSError, ValueError, httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError)
 
 
 def checked_url(url: str, where: str) -> SplitResult:
-    """The parts of an http(s) URL. Raises UsageError for any other text and for a URL that contains a password."""
+    """Return the parts of an http(s) URL. Raises UsageError for any other text and for a user, password or query."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # half a bracket, a port that is not a number
+    except ValueError:  # such as an unclosed bracket, or a port that is not a number
         valid = False
     if not valid or not parts.netloc.isascii():
         raise UsageError(f"{where}: {url!r} is not an address such as http://127.0.0.1:8000/v1.")
     if parts.username or parts.password or parts.query:
         raise UsageError(
             f"{where}: the address must not contain a user, a password or a query, because it is written into recipes "
-            "and logs. Put the key into an environment variable and name that in `key_env`."
+            "and logs. Put the key into an environment variable and name the variable in `key_env`."
         )
     return parts
 
 
 class Connection(httpcore2.NetworkBackend):
-    """Connection of one thread to one server, through the proxy of the environment (HTTPS_PROXY, NO_PROXY) if any.
+    """Connection of one thread to one server, through the proxy in HTTPS_PROXY (or HTTP_PROXY), if set.
 
-    It follows no redirects and keeps no cookies. timeout: seconds for a whole request.
+    It follows no redirects and keeps no cookies. timeout: time limit for a request in seconds.
     """
 
     def __init__(self, url: SplitResult, timeout: float, headers: Mapping[str, str], context: ssl.SSLContext) -> None:
         path = quote(url.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         self.url = f"{url.scheme}://{url.netloc}{path}"
-        # httpcore2 would leave out the brackets of an IPv6 address
+        # sets Host, because httpcore2 would omit the brackets of an IPv6 address
         self.timeout, self.headers = timeout, [("Host", url.netloc), *headers.items()]
         self.requests, self.deadline = 0, 0.0
         self.stream: DeadlineStream | None = None
@@ -60,7 +60,7 @@ class Connection(httpcore2.NetworkBackend):
             self.pool = httpcore2.HTTPProxy(address, ssl_context=context, network_backend=self)
 
     def request(self, path: str, body: bytes | None) -> tuple[int, str | None, bytes]:
-        """POST `body`, or GET if it is None: (status, Retry-After, answer). Raises ERRORS, TimeoutError after `timeout`."""
+        """Send POST, or GET if `body` is None, and return (status, Retry-After, answer). Raises ERRORS."""
         self.deadline = time.monotonic() + self.timeout
         self.requests += 1
         raw = bytearray()
@@ -77,7 +77,7 @@ class Connection(httpcore2.NetworkBackend):
         return response.status, headers.get(b"retry-after"), bytes(raw)
 
     def remaining(self) -> float:
-        """Seconds until the deadline of the current request. Raises TimeoutError after it."""
+        """Return the seconds until the current request's deadline. Raises TimeoutError if it has passed."""
         seconds = self.deadline - time.monotonic()
         if seconds <= 0:
             raise TimeoutError(f"no complete answer within {self.timeout:g} s")
@@ -105,7 +105,7 @@ class DeadlineStream(httpcore2.NetworkStream):
         return self.stream.read(max_bytes, self.remaining())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), CHUNK):  # the timeout of `write` is for each part that the system accepts
+        for start in range(0, len(buffer), CHUNK):  # `write` applies its timeout to each part, not to the whole buffer
             self.stream.write(buffer[start : start + CHUNK], self.remaining())
 
     def start_tls(
@@ -122,7 +122,7 @@ class DeadlineStream(httpcore2.NetworkStream):
 
 
 def key_of(key_env: str) -> str | None:
-    """The API key in the environment variable `key_env`, None if unset. Raises UsageError without quoting the key."""
+    """Return the API key in the environment variable `key_env`; None if unset. Raises UsageError for an invalid key."""
     key = os.environ.get(key_env, "").strip() if key_env else ""
     if key and not (key.isascii() and key.isprintable()):
         raise UsageError(f"${key_env} contains characters that no API key has; check its value.")

@@ -1,4 +1,4 @@
-"""The transport of a scorer in another process, `use: "exec:python judge.py"`: lines on standard input and output."""
+"""Transport for a scorer in another process (`use: "exec:python judge.py"`): lines on standard input and output."""
 
 from __future__ import annotations
 
@@ -24,28 +24,27 @@ from prefkit.types import Candidate, Score, digest
 
 LARGEST = 64 * 2**20  # characters of an answer
 ENDING = 10.0  # seconds that a process may take to exit after it has closed its output
-MOST_STARTS = 20  # allows for a process that dies of one item in a hundred, but not for one that dies of all
-FIRST_STARTS = 3  # limit until the first answer: one start for the first batch, two for single items of it
-HELLO = (  # as messages describe it
+MOST_STARTS = 20  # enough for a process that crashes on one item in a hundred, but not on all
+FIRST_STARTS = 3  # limit until the first answer: one start for the first batch, two for its single items
+HELLO = (  # description of the hello in messages
     'a first line such as {"protocol": 1, "spec": {"name": "mine", "version": "1"}, "requires": ["image", "prompt"]}'
 )
 
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    #: base64 (in the request) | path (a file on this machine)
+    #: how images are sent: base64 (in the request) | path (of a file on this machine)
     images: Literal["base64", "path"] = "base64"
-    #: seconds for the answer to one batch
+    #: time limit for the answer to a batch in seconds
     timeout: float = 600.0
-    #: seconds for the hello of a started process
+    #: time limit in seconds for the process to start and send its hello
     start_timeout: float = 600.0
 
 
 class ProcessScorer(RemoteScorer):
-    """`address` is exec: and a command line, which runs without a shell.
+    """Scorer in another process. `address` is `exec:` and a command line, which runs without a shell.
 
-    A process that dies or does not answer in time is started again, and the batch is scored one by one, so that only the
-    item at fault fails.
+    If the process crashes or times out, it is restarted and the batch is scored item by item.
     """
 
     Options = ProcessOptions
@@ -54,7 +53,7 @@ class ProcessScorer(RemoteScorer):
         self.options = options
         self.command = shlex.split(self.address.removeprefix("exec:"))
         if not self.command:
-            raise UsageError("scorer exec: has no command; write it as exec:python judge.py.")
+            raise UsageError("scorer `exec:` has no command. Write it as, for example, `exec:python judge.py`.")
         self.process: subprocess.Popen[str] | None = None
         self.lines: queue.Queue[str | None] = queue.Queue()
         self.starts = self.requests = self.answers = 0
@@ -98,10 +97,10 @@ class ProcessScorer(RemoteScorer):
             ) from error
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        """Raises RuntimeError or TimeoutError if the process dies of the batch or does not answer."""
+        """Raises RuntimeError if the process fails on the batch, TimeoutError if it does not answer in time."""
         with self.lock, tempfile.TemporaryDirectory(prefix="prefkit-") as folder:
             if self.process is None and self.connect() != self.hello:
-                raise PluginError(f"scorer {self.address} sent another hello when it was started again.")
+                raise PluginError(f"scorer {self.address} sent a different hello when it was started again.")
             items = [encode_item(c, self.hello.requires, self._path(c, folder)) for c in batch]
             self.requests += 1
             message, self.failure = {"request": self.requests, "items": items}, ""
@@ -114,11 +113,11 @@ class ProcessScorer(RemoteScorer):
             return decode_answer(answer, len(batch), self.command[0])
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and return its answer. If none comes, stops the process and raises RuntimeError or TimeoutError."""
+        """Send a request and return its answer. Otherwise stop the process and raise RuntimeError or TimeoutError."""
         number, limit = message["request"], self.options.timeout
         expected = f'a line {{"request": {number}, "scores": [...]}} with {len(message["items"])} scores'
         slow = f"scorer {self.address} has not answered yet. prefkit expects {expected}, and waits up to {limit:g} s (timeout)."
-        with nullcontext() if self.answers else note_if_slow(slow):  # once it has answered, it may be slow
+        with nullcontext() if self.answers else note_if_slow(slow):  # no note after the first answer
             self._send(message)
             try:
                 answer = self._receive(limit)
@@ -148,7 +147,7 @@ class ProcessScorer(RemoteScorer):
     def _path(self, candidate: Candidate, folder: str) -> Path | None:
         if self.options.images == "base64" or "image" not in self.requires:
             return None
-        # a copy even of an image that is a file already, since the process may change it
+        # always a copy, since the process may modify the file
         path = Path(folder) / (digest(candidate.id) + Path(candidate.path or "").suffix)
         path.write_bytes(file_bytes(candidate))
         return path
@@ -164,12 +163,14 @@ class ProcessScorer(RemoteScorer):
             self.process.stdin.flush()
         except OSError as error:
             self.stop()
-            raise RuntimeError(f"the process ended, or did not read for {self.options.timeout:g} s") from error
+            raise RuntimeError(
+                f"the process ended, or did not read its standard input for {self.options.timeout:g} s"
+            ) from error
         finally:
             watchdog.cancel()
 
     def _receive(self, timeout: float) -> Any:
-        """Return the next line of the process, as JSON. Raises RuntimeError or TimeoutError and stops the process."""
+        """Return the process's next line, parsed. Otherwise stop it and raise RuntimeError or TimeoutError."""
         error: Exception
         try:
             line = self.lines.get(timeout=timeout)
@@ -192,12 +193,12 @@ class ProcessScorer(RemoteScorer):
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the process, in which Python writes each printed line to the pipe at once."""
+    """Return the environment of the process, which makes Python write each printed line to the pipe immediately."""
     return os.environ | {"PYTHONUNBUFFERED": "1"}
 
 
 def _read(pipe: IO[str], lines: queue.Queue[str | None]) -> None:
-    """Put lines, then None, into the queue; runs in a thread, so that `_receive` can time out."""
+    """Put each line into the queue, and None at the end. Runs in a thread, so that `_receive` can time out."""
     try:
         while line := pipe.readline(LARGEST):
             lines.put(line)  # a longer line arrives in pieces; the first piece is not valid JSON and is refused

@@ -1,32 +1,31 @@
 """Message schema between prefkit and a scorer in another process (`exec:`) or on another machine (`http:`): JSON, no pickle.
 
-First the scorer describes itself in its *hello*:
+First, the scorer sends a *hello* that describes it:
 
     {"protocol": 1, "spec": {"name": "mine", "version": "3"}, "requires": ["image", "prompt"], "scope": "absolute"}
 
-`spec` has fields of prefkit.types.ScorerSpec (at least name and version); requires and scope are optional. Each batch is
-then one request and one answer of the same length and order:
+`spec` has fields of prefkit.types.ScorerSpec, at least name and version; `requires` and `scope` are optional. Then each
+batch is one request and one answer, with one score per item, in the same order:
 
     {"items": [{"id": "c1", "request_id": "r1", "prompt": "a red hat", "extra": {...}, "image": "<base64>"}]}
     {"scores": [{"value": 0.7, "aspects": {"colour": 1.0}, "text": "..."}]}
 
 A score may also be a bare number. A failed score is null, or {"value": null, "error": "why"}; a failed request is answered
-with {"error": "why"}. `extra` holds the request's columns, such as keypoints2d and camera.
+with {"error": "why"}. `extra` has the other columns of the request, such as keypoints2d and camera.
 
 `requires` lists what the scorer needs in each item, besides id, request_id, prompt and extra:
 
     image     the candidate's image in base64: an encoded file as stored (PNG, JPEG or WebP)
     payload   the candidate's payload in base64: a safetensors file with a mesh, or with the final latents of an image
-    arrays    the same payload as JSON: `arrays` has each tensor as nested lists of numbers (null: NaN), such as
+    arrays    the same payload as JSON: `arrays` has each tensor as nested lists of numbers (null for NaN), such as
               {"joints3d": [[x, y, z], ...], "pose": [...]}; `metadata` has the rest, such as {"joint_names": [...]}
 
-prefkit/mesh/payload.py lists the tensors of a mesh. If the scorer needs a payload, a candidate without one is refused, and
-nothing is sent. Any other name, such as "keypoints2d", is a column that every request must have.
+prefkit/mesh/payload.py lists the tensors of a mesh. If the scorer requires a payload and a candidate has none, prefkit
+stops with an error and sends nothing. Any other name in `requires` is a column that every request must have.
 
 exec:  the process writes the hello as the first line of its standard output, before it reads anything. Requests are lines on
        its standard input, answers are lines on its standard output; both have "request": N. The process must flush each line
-       (prefkit sets PYTHONUNBUFFERED, so Python does). Its standard error is passed on. With `images: path` an item has
-       "path" instead of "image".
+       (prefkit sets PYTHONUNBUFFERED, so Python does). With `images: path`, items have "path" instead of "image".
 http:  GET /hello, and POST /score.
 """
 
@@ -50,7 +49,7 @@ from prefkit.score.contract import SCOPES, checked, read_number, shown
 from prefkit.types import Candidate, Score, ScorerSpec
 
 VERSION = 1
-FLAGS = ("higher_is_better", "evaluation_only")  # of a spec; the other fields but `range` are text
+FLAGS = ("higher_is_better", "evaluation_only")  # boolean fields of a spec; all others except `range` are text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +60,8 @@ class Hello:
 
 
 class RemoteScorer:
-    """A scorer described by its hello. Transports define `connect` and `score`; prefkit.registry makes a subclass with
-    `address` for each `use`."""
+    """A scorer that a hello describes. Transports (process.py, web.py) define `connect` and `score`, and
+    prefkit.registry makes a subclass with the `address` of each `use`."""
 
     address = ""
     alone = True
@@ -77,7 +76,7 @@ class RemoteScorer:
 
     @property
     def requires(self) -> frozenset[str]:
-        """Return what candidates and requests must have. `arrays` are made from the payload, so they require it."""
+        """Names in the hello's `requires`, with payload for `arrays`, which are made from the payload."""
         asked = self.hello.requires
         return asked - {"arrays"} | {"payload"} if "arrays" in asked else asked
 
@@ -98,11 +97,11 @@ def encode_hello(scorer: Any) -> dict[str, Any]:
 
 
 def decode_hello(message: Any, who: str) -> Hello:
-    """Raises PluginError, naming the part that is missing or wrong."""
+    """Parse a hello. Raises PluginError that names the missing or invalid part."""
     if not isinstance(message, Mapping) or not isinstance(message.get("spec"), Mapping):
         raise PluginError(f"{who} sent no valid hello; prefkit/score/remote/protocol.py documents it.")
     if message.get("protocol") != VERSION:
-        raise PluginError(f"{who} speaks protocol {message.get('protocol')!r}; this prefkit speaks {VERSION}.")
+        raise PluginError(f"{who} speaks protocol {message.get('protocol')!r}; this prefkit needs protocol {VERSION}.")
     spec = dict(message["spec"])
     known = {f.name for f in dataclasses.fields(ScorerSpec)}
     if {"name", "version"} - set(spec) or set(spec) - known:
@@ -134,7 +133,7 @@ def _range(value: Any, who: str) -> tuple[float | None, float | None]:
 
 
 def encode_item(candidate: Candidate, requires: frozenset[str], path: Path | None = None) -> dict[str, Any]:
-    """path: the image file to name instead of sending the image."""
+    """Return a candidate as an item of a request. path: the image file to name in it, instead of the image."""
     item: dict[str, Any] = {
         "id": candidate.id,
         "request_id": candidate.request_id,
@@ -153,10 +152,7 @@ def encode_item(candidate: Candidate, requires: frozenset[str], path: Path | Non
 
 
 def arrays_of(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (tensors as nested lists, metadata) of a payload, both by name; NaN and infinities, which JSON lacks, are None.
-
-    Raises ValueError if the payload is damaged.
-    """
+    """Return a payload's (tensors as nested lists, metadata), with None for NaN and infinities. Raises ValueError."""
     import safetensors.torch
 
     try:
@@ -176,7 +172,7 @@ def _finite(values: Any) -> Any:
 
 
 def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:
-    """paths: accept "path". Raises ValueError, KeyError, TypeError or AttributeError for an invalid item."""
+    """Parse an item; `paths` allows "path". Raises ValueError, KeyError, TypeError or AttributeError."""
     image, payload, extra = item.get("image"), item.get("payload"), item.get("extra") or {}
     if not isinstance(extra, Mapping):
         raise ValueError("extra is not an object")
@@ -194,7 +190,7 @@ def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:
 
 
 def file_bytes(candidate: Candidate) -> bytes:
-    """The image as an encoded file: the stored bytes if every decoder shows them alike, else a PNG of the pixels."""
+    """Return the image as a file: the stored bytes if all decoders would show the same pixels, else a PNG."""
     if candidate.image is not None:
         return shown_pixels(candidate.image)
     if candidate.path is not None:

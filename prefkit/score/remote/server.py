@@ -1,7 +1,7 @@
 """HTTP server of `python -m prefkit.score.serve`, with limits on clients, sizes and durations.
 
-It checks the client (Host, Origin, key), then the length, and only then reads the body, within a time that depends on the
-length. A refused request closes its connection.
+The server checks the client (Host, Origin, key) and the length of the body before it reads the body, within a time
+limit that depends on the length. It closes the connection of a refused request.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-LARGEST = 256 * 2**20  # bytes of a request
-MOST_VALUES = 1_000_000  # of a request's JSON: two bytes of text can take far more memory
+LARGEST = 256 * 2**20  # maximum number of bytes in a request
+MOST_VALUES = 1_000_000  # number of JSON values in a request; parsed values need much more memory than their text
 DEEPEST = 32  # nested lists and objects
 MOST_CONNECTIONS = 64
-HEAD_SECONDS, IDLE_SECONDS = 10.0, 60.0  # until the headers are complete; between two requests of a connection
-BODY_SECONDS, SLOWEST = 30.0, 256 * 2**10  # for any body, plus one second for each SLOWEST bytes
+HEAD_SECONDS, IDLE_SECONDS = 10.0, 60.0  # until the headers are complete; between two requests on a connection
+BODY_SECONDS, SLOWEST = 30.0, 256 * 2**10  # time limit for a body: BODY_SECONDS, plus one second per SLOWEST bytes
 WRITE_SECONDS = 30.0
 #: a Host header: a name or an address (IPv6 in brackets), optionally with a port; user@ is not allowed
 HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?")
@@ -32,7 +32,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Refused(Exception):
-    """A request answered with the HTTP error `status`."""
+    """Raised to answer a request with the HTTP error `status`."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 class TimedSocket(io.RawIOBase):
-    """Socket with a deadline (time.monotonic) for all reads together."""
+    """Socket with one deadline, in time.monotonic(), for all its reads."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection, self.deadline = connection, time.monotonic() + HEAD_SECONDS
@@ -57,7 +57,7 @@ class TimedSocket(io.RawIOBase):
 
 
 class Server(ThreadingHTTPServer):
-    """Server of at most MOST_CONNECTIONS at once; it closes further connections without reading from them."""
+    """Server that keeps at most MOST_CONNECTIONS open and closes further connections without reading from them."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -87,12 +87,12 @@ class Server(ThreadingHTTPServer):
 
 
 def http_server(service: Any, host: str = "127.0.0.1", port: int = 0, key: str | None = None) -> Server:
-    """Return a bound server; its serve_forever starts it. port 0: any free port (`server_port`). Raises OSError."""
+    """Return a bound server; `serve_forever` starts it. Port 0: any free port (`server_port`). Raises OSError."""
     return Server(host, port, type("BoundHandler", (Handler,), {"service": service, "key": key, "host": host}))
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Request handler. service: answers requests; key: the API key to require, if set; host: the value of --host."""
+    """Request handler. service: the Service to call; key: the API key to require, if set; host: the value of --host."""
 
     service: Any
     key: str | None
@@ -116,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer requests that the standard library refuses: an invalid request line, header or method."""
-        self.request_version, self.close_connection = "HTTP/1.1", True  # 0.9 would be answered without a status
+        self.request_version, self.close_connection = "HTTP/1.1", True  # HTTP 0.9 answers have no status
         self._reply(code, {"error": message or "not an HTTP request"})
 
     def do_GET(self) -> None:
@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
                     f"not found: this server answers GET /hello and POST /score, not {self.command} {self.path[:80]}",
                 )
             if self.command == "GET" and self._length(needed=False):
-                raise Refused(400, "a GET has no body")
+                raise Refused(400, "a GET request must not have a body")
             self._reply(200, make())
         except Refused as refusal:
             self.close_connection = True  # the rest of the request would be read as the next one
@@ -142,15 +142,15 @@ class Handler(BaseHTTPRequestHandler):
             self._drain()
 
     def _admit(self) -> None:
-        """Raises Refused for a script of a web page and for a client without the key."""
+        """Raise Refused if the request comes from a web page, names another host or lacks the API key."""
         hosts, origin = self.headers.get_all("Host", []), self.headers.get("Origin")
         if len(hosts) != 1 or not allowed(hosts[0], self.host):
-            raise Refused(403, "the Host is not this server: use the address of --host, or localhost")
+            raise Refused(403, "the Host header does not name this server: use the address of --host, or localhost")
         if origin is not None:
             raise Refused(403, "requests from web pages are refused")
         token = self.headers.get("Authorization", "")
         if self.key is not None and not hmac.compare_digest(token.encode(), f"Bearer {self.key}".encode()):
-            raise Refused(401, "a key is needed")
+            raise Refused(401, "the API key is missing or wrong: send it as `Authorization: Bearer KEY`")
 
     def _length(self, needed: bool = True) -> int:
         """Return the length of the body in bytes. Raises Refused before any of it is read."""
@@ -163,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "Content-Length must be one whole number")
         length = int(lengths[0]) if lengths else 0
         if length > LARGEST:
-            raise Refused(413, f"a request has at most {LARGEST} bytes")
+            raise Refused(413, f"the request body is longer than {LARGEST} bytes")
         return length
 
     def _body(self) -> bytes:
@@ -173,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.flush()
         self.timed.deadline = time.monotonic() + BODY_SECONDS + length / SLOWEST
-        parts: list[bytes] = []  # in parts, so that memory follows the bytes received, not the length announced
+        parts: list[bytes] = []  # in parts, so that memory grows with the bytes received, not with the announced length
         while length and (part := self.rfile.read1(min(length, 1 << 20))):
             parts.append(part)
             length -= len(part)
@@ -193,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _drain(self) -> None:
-        """Discard input for a moment; if closed at once, the client would see a broken connection and no answer."""
+        """Discard input for up to 2 s: if closed at once, the connection might break before the answer arrives."""
         self.wfile.flush()
         try:
             self.connection.shutdown(socket.SHUT_WR)
@@ -210,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
 def allowed(header: str, bound: str) -> bool:
     """True if a Host header names this server: a loopback name or the address `bound`.
 
-    A server bound to all addresses accepts any address, but no name except its own: DNS rebinding attacks use names.
+    A server bound to all addresses accepts any address, but only its own name, because DNS rebinding attacks use names.
     """
     match = HOST.fullmatch(header)
     if match is None:
@@ -242,7 +242,7 @@ def parsed(raw: bytes) -> Any:
 
 
 def deeper(value: Any, most: int) -> bool:
-    """True if more than `most` lists and objects are nested."""
+    """True if lists and objects are nested more than `most` deep."""
     level: list[Any] = [value]
     for _ in range(most + 1):
         inner = [item for item in level if isinstance(item, (list, dict))]

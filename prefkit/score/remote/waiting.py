@@ -1,4 +1,4 @@
-"""A note for the user about a long wait."""
+"""A note to the user when something takes long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP transport of a remote scorer, `use: http://host:port`. prefkit/score/serve.py serves any scorer this way."""
+"""HTTP transport for a remote scorer (`use: http://host:port`), such as one served by prefkit/score/serve.py."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class WebOptions:
     chunk: int = 8
     #: maximum number of concurrent requests
     in_flight: int = 4
-    #: seconds for a whole request
+    #: time limit for a request in seconds
     timeout: float = 300.0
     #: maximum number of times that a request is sent
     tries: int = 6
-    #: environment variable with a key for the server, sent as a bearer token
+    #: environment variable with the server's API key, which is sent as a bearer token
     key_env: str = ""
 
 

@@ -1,15 +1,14 @@
-"""LAION's aesthetic predictor v2: people's rating of an image's looks, about 1 to 10, without the prompt.
+"""LAION's aesthetic predictor v2: predicts how people rate an image's looks, about 1 to 10; the prompt is not used.
 
     value = head(E(image) / |E(image)|)
 
-with E the image side of CLIP-L/14 and a head of five linear layers (768-1024-128-64-16-1, no activation, so one linear
-map) trained on SAC, Logos and AVA ratings. The published file is `sac+logos+ava1-l14-linearMSE.pth`; the default is a
-safetensors copy of it on the Hub.
+E is the image encoder of CLIP-L/14. The head has five linear layers without activations (768-1024-128-64-16-1), trained
+on SAC, Logos and AVA ratings. The default is a safetensors copy of the published `sac+logos+ava1-l14-linearMSE.pth`.
 
-Images are prepared as in the published code, OpenAI's `clip.load`: resized in their own mode (so that a palette is not
-interpolated), a centre crop that rounds half pixels, then RGB. prefkit differs in two points: it
-composites transparency on white (`background`) and converts colour profiles to sRGB first, because the published code
-scores the hidden colours of transparent pixels.
+Images are prepared as in the published code, OpenAI's `clip.load`: resized in their own mode (palette images are not
+interpolated), cropped at the centre (half pixels are rounded), then converted to RGB. prefkit differs in two points,
+both before the resize: it composites transparency on `background` (white by default), where the published code scores
+the hidden colours of transparent pixels; and it converts colour profiles to sRGB.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Aesthetic:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are missing, of another shape, or for another encoder."""
+        """Raises UsageError if the weights are missing, have other shapes or belong to another encoder."""
         from prefkit.score.embed.weights import linear_head, read_state, weights_file
 
         path = weights_file(self.options.head, FILE)
@@ -66,7 +65,8 @@ class Aesthetic:
         expected, width = state["layers.0.weight"].shape[1], self.encoder.width
         if expected != width:
             raise UsageError(
-                f"aesthetic: {path} needs embeddings of width {expected}; {self.options.model} has {width}."
+                f"aesthetic: {path} needs embeddings of width {expected}; {self.options.model} has {width}. "
+                "Set `model` to the encoder of this head."
             )
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:

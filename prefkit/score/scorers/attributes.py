@@ -1,22 +1,22 @@
-"""Item, colour, background and pattern of a picture of the embedded wardrobe, read by program.
+"""Item, colour, background and pattern of a picture of the embedded wardrobe, recognized without a trained model.
 
-For evaluation only: gains are measured against these attributes, so they must not be a reward. `measure`:
+For evaluation only: gains are measured against these attributes, so they must not be a reward. Choices of `measure`:
 
 - `met`: the fraction of the prompt's attributes that the picture shows: the item, and the colour, background and pattern if
   the prompt names them. A prompt without a colour accepts any colour and has no aspect `colour`. An outfit (`a handbag to
   go with a red dress`) asks for the handbag alone, in any colour.
-- `palette`: 1 if the colour seen is in `palette`, else 0.
-- `compatible`: 1 if the colour seen goes with the colour of the outfit's other piece (prefkit/tiny/rules.py), else 0; the
-  score fails if the prompt has no outfit.
+- `palette`: 1 if the colour in the picture is in the option `palette`, else 0.
+- `compatible`: 1 if the colour in the picture goes with the colour of the outfit's other item (prefkit/tiny/rules.py),
+  else 0; the score fails if the prompt has no outfit.
 
-All three return an aspect, 0 or 1, for each attribute that the prompt names, and an aspect `which_colour` (and so on) for
-each that it leaves open: the index of the value seen, for measures of diversity. The text describes the picture. If no item
-of the wardrobe matches the picture (prefkit/tiny/truth.py), item and colour count as missing. A prompt outside the
-wardrobe's grammar is a failed score.
+Each attribute that the prompt names has an aspect, 0 or 1. Each attribute that the prompt leaves open has an aspect
+such as `which_colour`, the index of the recognized value, for measures of diversity. The text describes the picture. If
+no item of the wardrobe matches the picture (prefkit/tiny/truth.py), item and colour count as missing. The score fails
+for a prompt outside the wardrobe's grammar.
 
-Accuracy on 1,000 fresh renders of each kind of request, all four patterns alike
-(`python pipelines/tiny/check_truth.py --n 1000`; `met`: correct renders with score 1; `caught`: renders with one changed
-attribute where exactly that aspect is 0):
+Accuracy on 1,000 new renders of each kind of request, with the four patterns equally often
+(`python pipelines/tiny/check_truth.py --n 1000`; `met`: fraction of correct renders with score 1; `caught`: fraction of
+renders with one wrong attribute in which exactly that aspect is 0):
 
 | request | item | colour | background | pattern | met | caught |
 |---|---|---|---|---|---|---|
@@ -123,16 +123,16 @@ class Attributes:
 
 
 def met(wanted: Asked, seen: Seen) -> dict[str, float]:
-    """Attribute that the prompt names -> 1 if the picture shows it, else 0."""
+    """Return {attribute: 1 if the picture shows it, else 0} for all attributes that the prompt names."""
     named = {name: getattr(wanted, name) for name in ("item", "colour", "background", "pattern")}
     return {name: float(getattr(seen, name) == value) for name, value in named.items() if value is not None}
 
 
-_SEEN: dict[bytes, Seen] = {}  # cache, since recipes often use two measures of the same pictures
+_SEEN: dict[bytes, Seen] = {}  # cache, since recipes often apply two measures to the same pictures
 
 
 def _read(images: Sequence[Image]) -> list[Seen]:
-    """`read_many`, once per picture and process."""
+    """Return the results of `read_many`, computed once per picture and process."""
     from prefkit.tiny.truth import read_many
 
     keys = [sha256(repr(image.size).encode() + image.tobytes()).digest() for image in images]
@@ -142,9 +142,9 @@ def _read(images: Sequence[Image]) -> list[Seen]:
 
 
 def which(wanted: Asked, seen: Seen) -> dict[str, float]:
-    """Index of the value seen of each attribute that the prompt leaves open, except unreadable ones.
+    """Return the index of the recognized value for each attribute that the prompt leaves open.
 
-    Attributes that the prompt names are excluded: two different backgrounds are then a mistake, not diversity.
+    Attributes that were not recognized, or that the prompt names, are left out: they say nothing about diversity.
     """
     from prefkit.tiny.domain import BACKGROUNDS, COLOURS, PATTERNS
 

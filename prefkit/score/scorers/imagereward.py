@@ -6,7 +6,7 @@ CLS is the first output token of BLIP's text encoder, which reads the prompt wit
 constants give mean 0 and standard deviation 1 on the authors' images. The prompt is cut at 35 tokens, as published.
 This is a port to the BLIP classes of transformers (prefkit/score/embed/blip.py) that reads the published checkpoint.
 
-Images are prepared as in the published code: resized in their own mode (so that a palette is not interpolated),
+Images are prepared as in the published code: resized in their own mode (palette images are not interpolated),
 cropped, then converted to RGB. prefkit differs in two points, both before the resize: it composites transparency on
 `background` (white by default), where the published code scores the hidden colours of transparent pixels; and it
 converts colour profiles to sRGB.
@@ -58,7 +58,7 @@ class Imagereward:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights that are missing or not ImageReward's."""
+        """Raises UsageError if the weights are missing or are not those of ImageReward."""
         from transformers import AutoTokenizer
 
         from prefkit.models.precision import dtype_of

@@ -1,8 +1,7 @@
-"""Size of the image as JPEG of quality 95, in kB of 1000 bytes (the rewards of DDPO, arXiv 2305.13301, section 5).
+"""Size of the image as a JPEG of quality 95, in kB of 1000 bytes (rewards of DDPO, arXiv 2305.13301, section 5).
 
-`direction: compress` prefers small files (compressibility), `expand` large ones (incompressibility). The value is the
-size for both; only `higher_is_better` differs. The size depends on the JPEG
-encoder's build, so the Pillow and libjpeg versions are part of the spec.
+`direction: compress` prefers small files (compressibility), `expand` large files (incompressibility). The value is the
+size in both cases; only `higher_is_better` differs. The spec has the versions of Pillow and libjpeg, which matter.
 """
 
 from __future__ import annotations

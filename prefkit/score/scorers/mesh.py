@@ -1,14 +1,13 @@
-"""A learned score that ranks a body mesh among the hypotheses of its request.
+"""A learned score that ranks the body meshes of a request, which are hypotheses about the same person.
 
-A network reads the request's 2D keypoints with confidences, the hypothesis (joints, residuals of its projected joints; its
-pose if the fit used it) and how it differs from the mean of all hypotheses of the request (prefkit/mesh/features.py).
-`prefkit fit mesh` trains it on hypotheses with known errors, with the pairwise loss of ADHMR's HMR-Scorer (arXiv
-2505.10250), and measures it beside `mesh_reprojection`.
+A network reads the request's 2D keypoints with confidences, the hypothesis (its joints, the residuals of its projected
+joints and, if the fit used it, its pose), and the difference between the hypothesis and the mean of the request's
+usable hypotheses (prefkit/mesh/ranking/features.py). `prefkit fit mesh` trains it on hypotheses with known errors, with
+the pairwise loss of ADHMR's HMR-Scorer (arXiv 2505.10250), and compares it with `mesh_reprojection`.
 
 sigmoid(5 (a - b)) is the probability that the hypothesis with value a has a smaller error than the one with value b.
-Values are comparable only within one request and one set of hypotheses. The score fails for a payload that is not a
-mesh, for joints that differ from those of the fit, and for a mesh without pose if the fit used the pose; such
-hypotheses do not count in the mean.
+Values are comparable only within one request and one set of hypotheses. The score fails if the payload is not a mesh,
+the joints differ from those of the fit, or the mesh lacks the pose that the fit used.
 """
 
 from __future__ import annotations

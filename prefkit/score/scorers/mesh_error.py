@@ -4,9 +4,9 @@
     aspects           mpjpe; pa_mpjpe (after the best similarity transform); mpvpe (vertices, roots aligned);
                       mpjpe_visible and mpjpe_hidden, over the joints that `visible` marks with 1 and with 0
 
-For evaluation, and to label the candidates that `prefkit fit mesh` learns from. The candidate's payload is a mesh
-(prefkit/mesh/payload.py), the request holds the truth (prefkit/mesh/truth.py). An aspect that cannot be computed is left
-out; without `true_joints3d` the score fails.
+The score is for evaluation, and labels the candidates on which `prefkit fit mesh` trains. The candidate's payload is a
+mesh (prefkit/mesh/payload.py), and the request has the ground truth (prefkit/mesh/truth.py). An aspect that cannot be
+computed is left out; without `true_joints3d` the score fails.
 """
 
 from __future__ import annotations

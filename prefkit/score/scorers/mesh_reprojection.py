@@ -2,10 +2,10 @@
 
     value = -sum c_j |p_j - k_j| / sum c_j / (half the box's longer side)
 
-p_j is joint j projected by the request's camera; without a camera, by the weak-perspective camera (scale and offset) that
-fits the keypoints k_j best, weighted by their confidences c_j. Aspects: `reproj_px`, the mean distance in px, and
-`n_visible`, the number of keypoints with a confidence of at least 0.5. The score fails for a payload that is not a mesh, for
-keypoints that match no joint, and for joints behind the camera. Keys of the request: prefkit/mesh/observed.py.
+p_j is joint j projected with the request's camera. A request without a camera gets the weak-perspective camera (scale
+and offset) that fits its keypoints k_j best, weighted by their confidences c_j. The aspects are `reproj_px`, the mean
+distance in px, and `n_visible`, the number of keypoints with a confidence of at least 0.5. The score fails if the
+payload is not a mesh, no keypoint matches a joint, or a joint is behind the camera. Columns: prefkit/mesh/observed.py.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
-"""Quality as rated by a multimodal language model: the expected rating, or the rating that it writes.
+"""Quality as rated by a multimodal language model: the expected rating, or the rating that the model writes.
 
-    logprobs   value = sum_l p(l) v(l) / sum_l p(l) over the levels l, p of the next token (Q-Align's form, arXiv 2312.17090);
-               one forward pass, no sampling. The remaining probability is the aspect `leftover`; the score fails if the
-               levels have less than `min_mass` of the probability.
-    text       the rating in the written answer. An answer that names no level, or two, is repeated up to `attempts`
-               times if another answer is possible (a server, or a temperature above 0); then the score fails.
-    json       as text, but the server must follow a JSON schema: a reason, then the score. For models without
-               log-probabilities.
+    logprobs   value = sum_l p(l) v(l) / sum_l p(l), where p(l) is the probability of level l as the next token and v(l)
+               its value (Q-Align's form, arXiv 2312.17090). The aspect `leftover` is the probability of all other
+               tokens; the score fails if the levels together have less than `min_mass`.
+    text       the rating in the written answer. If the answer names no level, or two, the question is asked again, up
+               to `attempts` times in all; then the score fails. A local model at temperature 0 is asked only once.
+    json       like text, but the answer follows a JSON schema (a reason, then the score), which needs a server that
+               supports schemas. Use it for models without log-probabilities.
 
-The model is local (`model`) or behind any OpenAI-compatible server (`server`). With `aspects`, each aspect is one question
-and the value is their mean. `preset: fashiondpo` asks as FashionDPO does (ten named levels, the request's `category`,
-temperature 0.1; text only), in prefkit's words; its published parser does not understand "7", reads some "5-..." as 10, and
-retries without limit. Use a judge of another model family than the generator's.
+The model is local (`model`) or behind any OpenAI-compatible server (`server`). With `aspects`, one question is asked
+about each aspect, and the value is the mean rating. `preset: fashiondpo` is FashionDPO's question, reworded, with ten
+named levels, the request's `category` and temperature 0.1; it needs written answers. prefkit does not use the published
+parser, which does not understand "7", reads some "5-..." as 10, and retries without limit. The judge should not belong
+to the generator's model family.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ FILLED = {"prompt", "aspect", "scale", "worst", "best"}
 class MllmOptions(JudgeOptions):
     #: rating | fashiondpo
     preset: Literal["rating", "fashiondpo"] = "rating"
-    #: logprobs (expected value) | text (written rating) | json (text under a schema; servers)
+    #: logprobs (expected value) | text (written rating) | json (written rating in a JSON schema; servers only)
     answer: Literal["logprobs", "text", "json"] = "logprobs"
-    #: the question; {prompt}, {aspect}, {scale}, {worst}, {best}, and columns of the request; empty = the preset's
+    #: the question, with {prompt}, {aspect}, {scale}, {worst}, {best} or {column} of the request; empty = the preset's
     template: str = ""
     #: levels from worst to best: numbers, or words with the values 1, 2, ...
     scale: tuple[str, ...] = FIVE
-    #: aspects to ask about, one question each; the value is their mean; empty = one question
+    #: aspects to ask about, one question each; the value is the mean of the ratings; empty = one question
     aspects: tuple[str, ...] = ()
-    #: fraction of the probability that the levels must have together (logprobs)
+    #: minimum total probability of the levels (logprobs)
     min_mass: float = 0.1
     #: sampling temperature (text, json); null = the preset's: 0, and 0.1 for fashiondpo
     temperature: float | None = None
-    #: maximum number of attempts at an answer that names a level (text, json)
+    #: maximum number of times to ask until the answer names a level (text, json)
     attempts: int = 3
     #: maximum number of tokens of a written answer
     max_tokens: int = 256
@@ -66,7 +67,7 @@ class Mllm(JudgeScorer):
         fashion = options.preset == "fashiondpo"
         if fashion and (options.scale != FIVE or options.aspects):
             raise UsageError(
-                "mllm: preset fashiondpo has its own scale and no aspects; leave `scale`, `aspects` out of the recipe."
+                "mllm: `preset: fashiondpo` has its own scale and no aspects. Remove `scale` and `aspects`."
             )
         self.scale = _fashion_scale() if fashion else scale_of(options.scale, "mllm")
         self.listed = (
@@ -76,7 +77,7 @@ class Mllm(JudgeScorer):
         self.template = options.template or (FASHIONDPO if fashion else RATING)
         self.temperature = options.temperature if options.temperature is not None else 0.1 * fashion
         if options.aspects and "aspect" not in placeholders(self.template):
-            raise UsageError("mllm: `aspects` needs {aspect} in the template, which the template does not have.")
+            raise UsageError("mllm: `aspects` needs {aspect} in `template`. Add it there, or remove `aspects`.")
         if self.answer == "json" and not options.server:
             raise UsageError(
                 "mllm: `answer: json` needs a server that follows a schema; set `server`, or `answer: text`."
@@ -84,8 +85,8 @@ class Mllm(JudgeScorer):
         clash = prefix_clash(self.scale.labels)
         if self.answer == "logprobs" and options.server and clash:
             raise UsageError(
-                f"mllm: the level {clash[1]} begins as {clash[0]} does, and the tokens of a server are unknown: use levels "
-                "such as 1 to 9, or `answer: text`."
+                f"mllm: the level {clash[1]} begins as {clash[0]} does, and the server may split it into tokens. Use "
+                "levels such as 1 to 9, or `answer: text`."
             )
         self.requires = frozenset({"image"} | placeholders(self.template) - FILLED | {"prompt"})
         super().__init__(options, "mllm")
@@ -121,12 +122,12 @@ class Mllm(JudgeScorer):
         return [_mean(aspects, scores[start : start + n]) for start in range(0, len(scores), n)]
 
     def judge_spec(self) -> dict[str, Any]:
-        """The part of a comparison table's spec that depends on the judge."""
+        """Return the part of a comparison table's spec that depends on the judge."""
         answer = {"answer": self._pairwise(), "min_mass": self.options.min_mass}
         return {"judge": self._judge(), "version": "1", **self.backend.about(), **answer}
 
     def compare(self, pairs: Sequence[tuple[Candidate, Candidate]], template: str = "", aspect: str = "") -> Verdicts:
-        """Compare pairs in both orders. template: the question; {prompt}, {aspect} and columns of the request."""
+        """Compare pairs in both orders. template: the question, with {prompt}, {aspect} or {column} of the request."""
         return compare(
             self.backend,
             pairs,
@@ -138,7 +139,7 @@ class Mllm(JudgeScorer):
         )
 
     def estimate(self, sample: Sequence[Candidate], todo: int, images: int = 1) -> dict[str, Any]:
-        """Calls, tokens and cost of `todo` candidates (images=2: of `todo` questions of `compare`); {} without a server."""
+        """Return calls, tokens and cost of `todo` candidates (images=2: questions about pairs); {} without a server."""
         if not self.options.server:
             return {}
         aspects = self.options.aspects or ("",)
@@ -182,7 +183,7 @@ class Mllm(JudgeScorer):
                     scores[i] = Score(value, text=reply.text, error=reply.error)
                 elif attempt == attempts - 1:
                     error = (
-                        f"{attempts} of {attempts} answers named no level of the scale, the last: {reply.text[:200]!r}"
+                        f"{attempts} of {attempts} answers named no level of the scale; the last: {reply.text[:200]!r}"
                     )
                     scores[i] = Score(None, text=reply.text, error=error)
         return [scores[i] for i in range(len(questions))]
@@ -200,7 +201,7 @@ def _fashion_scale() -> Scale:
 
 
 def _mean(names: Sequence[str], scores: Sequence[Score]) -> Score:
-    """Mean over aspects. It fails if one aspect failed, since a mean over the others would be another quantity."""
+    """Return the mean over aspects. It fails if an aspect failed, since a mean of the rest would not be comparable."""
     values = {name: score.value for name, score in zip(names, scores) if score.value is not None}
     extra = {f"{k} {name}": v for name, score in zip(names, scores) for k, v in (score.aspects or {}).items()}
     texts = [score.text for score in scores if score.text is not None]

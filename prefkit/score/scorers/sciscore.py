@@ -2,10 +2,9 @@
 
     value = exp(logit_scale) * cos(image, implicit prompt)
 
-by CLIP-H tuned on images that obey or break a law of nature. The text is always the implicit prompt, which does not name
-the outcome ("an iron nail after a month in the rain"), even for images generated from an explicit prompt: if the request's
-prompt is explicit, `text` names the column with the implicit one. Images go through transformers' processor (RGB
-first, a centre crop that floors half pixels), as published.
+The model is a CLIP-H tuned on images that obey or break a law of nature. The implicit prompt does not name the outcome
+("an iron nail after a month in the rain"). If the requests' prompts name it, set `text` to the column with the implicit
+prompts. As published, images go through the processor of transformers, whose centre crop floors half pixels.
 """
 
 from __future__ import annotations

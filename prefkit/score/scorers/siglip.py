@@ -1,8 +1,8 @@
-"""Agreement of image and prompt by SigLIP or SigLIP 2: the cosine, its logit, or the published sigmoid of it.
+"""Agreement of image and prompt according to SigLIP or SigLIP 2: the cosine, the logit, or the sigmoid of the logit.
 
-A SigLIP model is trained to classify each pair alone (arXiv 2303.15343, eq. 1), so `sigmoid` is a probability that does not
-depend on other prompts. Prompts are lower-cased and padded to the full context, as in training. Images (RGB first) are
-stretched to the model's square, as published, so that nothing is cropped.
+SigLIP is trained to classify each image-text pair on its own (arXiv 2303.15343, eq. 1), so `sigmoid` is a probability
+that does not depend on other prompts. Prompts are lower-cased and padded to the full context, as in training. Images
+are converted to RGB and stretched to the model's square input, as published, so nothing is cropped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SiglipOptions:
     model: str = "google/siglip2-so400m-patch14-384"
     #: library that loads the weights
     library: Literal["transformers", "open_clip"] = "transformers"
-    #: open_clip tag or path of a checkpoint (webli for the published ones)
+    #: open_clip tag (webli for the published weights) or path of a checkpoint
     pretrained: str | None = None
     #: cosine | logit (times exp(logit_scale) plus logit_bias) | sigmoid of the logit
     scaling: Literal["cosine", "logit", "sigmoid"] = "cosine"

@@ -3,14 +3,14 @@
     items: new     value = theta_u . (E f) + beta' . f
     items: known   value = beta_i + gamma_u . gamma_i + theta_u . (E f) + beta' . f
 
-f are the image's features by the encoder that the model was fitted on (`prefkit fit vbpr` stores it with the weights). A
-generated image is a new item: it has no latent factors gamma_i and no bias beta_i, and the model's mean for both is 0. The
-default `new` is therefore the model's own cold-start form, which `auc_cold` and `auc_visual` measure. `known` is for
-pictures of catalogue items, named by the request's (or candidate's) `item`; its values do not compare with those of `new`.
+f are the image's features from the encoder that the model was fitted on; `prefkit fit vbpr` stores its name. A
+generated image is a new item: it has no latent factors gamma_i and no bias beta_i, and the model's mean for both is 0.
+The default `new` is therefore the model's cold-start form, which `prefkit fit vbpr` measures as `auc_visual`. `known`
+is for pictures of catalogue items, which the column `item` names; its values are not comparable with those of `new`.
 
-Values are log-odds up to a constant per user: sigmoid(a - b) is the probability that the user prefers image a to image b.
-They rank the candidates of one user's request, and do not compare between users (`pair` centres per request). The score
-fails for a user whom the model does not know.
+Values are log-odds up to a constant per user: sigmoid(a - b) is the probability that the user prefers the image with
+value a to the image with value b. Values of different users are not comparable; `pair` centres them per request. The
+score fails for a user whom the model does not know.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class VbprScorer:
         )
 
     def load(self, device: str, dtype: str) -> None:
-        """Raises UsageError for weights of another model."""
+        """Raises UsageError if the weights are not those of a VBPR model."""
         from prefkit.score.embed.vbpr import Scaling, Vbpr
 
         state = self.fitted.state()
@@ -86,7 +86,7 @@ class VbprScorer:
         return [Score(next(values)) if error is None else Score(None, error=error) for error in errors]
 
     def _unknown(self, extra: Any) -> str | None:
-        """Error for a user or item that the model was not fitted on."""
+        """Return an error for a user or item that the model was not fitted on, else None."""
         if id_text(extra["user"]) not in self.users:
             return f"{self.fitted.folder.name} was not fitted on user {extra['user']!r}"
         if self.options.items == "known" and id_text(extra["item"]) not in self.known:

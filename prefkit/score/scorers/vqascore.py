@@ -2,11 +2,11 @@
 
     value = P("Yes" | image, question), not renormalised over Yes and No, as published
 
-over all tokens that spell yes in any case and with any spaces, of a local model or of an OpenAI-compatible server.
-The aspect `leftover` is the probability of neither Yes nor No; the score fails if both have less than `min_mass` together. A
-server returns its 20 likeliest tokens only; all other tokens count as having no probability.
-Images go through the model's own processor (RGB first), as published. A server gets the file, or a PNG if some decoders show
-the file in another way than prefkit/images.py.
+P sums over all tokens that spell yes, in any case and with any spaces. The model is local or behind an
+OpenAI-compatible server. The aspect `leftover` is the probability of all tokens but Yes and No; the score fails if Yes
+and No together have less than `min_mass`. A server returns only its 20 most probable tokens; all others count as
+impossible. Images go through the model's own processor, as published. A server gets the stored file, or a PNG if
+decoders could disagree about the file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from prefkit.types import Candidate, Score, ScorerSpec
 
 @dataclass(frozen=True)
 class VqascoreOptions(JudgeOptions):
-    #: the question; {prompt}, and columns of the request
+    #: the question, with {prompt} or {column} of the request
     template: str = 'Does this figure show "{prompt}"? Please answer yes or no.'
-    #: fraction of the probability that yes and no must have together
+    #: minimum total probability of yes and no
     min_mass: float = 0.1
 
 
@@ -53,7 +53,7 @@ class Vqascore(JudgeScorer):
         return [self._score(reply) for reply in self.backend.masses(questions, ("yes", "no"))]
 
     def estimate(self, sample: Sequence[Candidate], todo: int) -> dict[str, Any]:
-        """Calls, tokens and cost of `todo` candidates; {} without a server."""
+        """Return the estimated calls, tokens and cost of `todo` candidates; {} without a server."""
         texts = [self._text(c) for c in sample]
         return estimate(self.options, sample, texts, todo, 1) if self.options.server else {}
 

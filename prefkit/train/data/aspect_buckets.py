@@ -26,7 +26,7 @@ MAX_CROPPED = 0.2  # fraction of an image that may be cropped without a warning
 
 def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resolution: int) -> list[PairRow]:
     """Assign a bucket to every image of the pairs; the bucket becomes part of the image's key."""
-    sizes = dict(_sizes(pairs, source, store))  # without unreadable images, which are reported when they are encoded
+    sizes = dict(_sizes(pairs, source, store))  # unreadable images are left out here and reported when they are encoded
     log_aspects: dict[tuple[str | None, str], list[float]] = {}
     for pair in pairs:
         known = [sizes[image.key] for image in pair.images if image.key in sizes]
@@ -46,13 +46,13 @@ def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resol
     if cropped:
         warn(
             f"pairs {source.name}: {len(cropped)} of {len(sizes)} images lose more than {MAX_CROPPED:.0%} to cropping, "
-            "because the images of their request differ in aspect ratio. Crop them by hand, or remove their pairs."
+            "because the images of a request differ in aspect ratio. Crop these images by hand, or remove their pairs."
         )
     return fitted
 
 
 def bucket(aspect: float, resolution: int) -> tuple[int, int]:
-    """Return a bucket's (height, width), with about resolution^2 pixels and multiples of 64 px (less below 512).
+    """Return a bucket's (height, width): about resolution^2 pixels, in multiples of 64 px (16 to 48 below 512).
 
     aspect: width / height.
     """
@@ -81,11 +81,8 @@ def crop_box(image: PairImage) -> tuple[float, float, float, float]:
 
 
 def _visible(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float]:
-    """Return (width, height) of the part that remains after fitting, as fractions of the image.
-
-    size, target: (height, width).
-    """
-    ratio = (size[1] / size[0]) / (target[1] / target[0])  # above 1: wider than the target
+    """Return (width, height) of the part that remains after fitting, in fractions. size, target: (height, width)."""
+    ratio = (size[1] / size[0]) / (target[1] / target[0])  # above 1 if the image is wider than the target
     return min(1.0, 1 / ratio), min(1.0, ratio)
 
 

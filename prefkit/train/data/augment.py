@@ -1,7 +1,7 @@
-"""Horizontal flips as augmentation: at half of its visits, a group is used with all its images mirrored.
+"""Horizontal flips as augmentation: at half of the visits to a group, all its images are mirrored.
 
 Like time and noise, the choice is a function of (train.seed, group, visit), so every process and every resumed run
-makes the same choice. A mirrored image is encoded once and cached under its own key. Measurements (held-out pairs,
+makes the same choice. A mirrored image is encoded once and cached under a separate key. Measurements (held-out pairs,
 preflight) always use the unflipped images.
 """
 
@@ -40,14 +40,13 @@ class Augmentation:
         return [group, mirrored(group)] if self.flip else [group]
 
     def keys(self, image: PairImage) -> Iterator[str]:
-        """Yield the keys under which an image may be cached; all these entries have the same image size."""
+        """Yield the keys under which an image may be cached: unflipped and flipped, both with the same image size."""
         yield image.key
         if self.flip:
             yield _mirrored(image).key
 
 
 def mirrored(group: Any) -> Any:
-    """Return the group with all its images mirrored."""
     return replace(group, images=tuple(map(_mirrored, group.images)))
 
 
@@ -62,6 +61,6 @@ def check_prompts(config: Train, pairs: Sequence[PairRow]) -> None:
     sided = {pair.prompt for pair in pairs if SIDED.search(pair.prompt)}
     if sided:
         warn(
-            f"train.flip: {len(sided)} prompts say left or right (such as {min(sided)[:60]!r}), which mirrored images "
-            "contradict. Set train.NAME.flip: false, or remove their pairs."
+            f"train.flip: {len(sided)} prompts say left or right (such as {min(sided)[:60]!r}), which is wrong for "
+            "mirrored images. Set train.NAME.flip: false, or remove their pairs."
         )

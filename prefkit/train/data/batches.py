@@ -1,4 +1,4 @@
-"""Micro-batches of pairs: caches latents and conditions, orders the pairs, and builds batches of one signature."""
+"""Batches of pairs: fills the caches of latents and conditions, orders the pairs, and builds batches."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Batch:
     """A batch of samples with one condition signature: all groups' first images, then all second images, and so on.
 
     draw has one entry per sample; the members of a group share one time and one noise. weight: factors of the squared
-    errors, shaped like latents; None = 1 everywhere. keys, reference: None without cache_reference; else the samples'
-    cache keys, and the reference's errors by head if all of them are cached.
+    errors, shaped like latents; None = 1 everywhere. keys, reference (only with cache_reference): the samples' keys in
+    the reference cache, and the reference's errors by head if all of them are cached.
     """
 
     latents: torch.Tensor
@@ -68,10 +68,10 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(eq=False)
 class PairData:
-    """Pairs, or groups made of them, with their caches.
+    """Pairs, or groups made from pairs, with their caches.
 
-    conditions: a Cache or a PromptEmbeddingCache. requests: request by id. weights: the cache of loss weights, if there
-    are masks. seed: train.seed, which is part of the key of random draws in training.
+    conditions: a Cache or a PromptEmbeddingCache. requests: requests by id. weights: the cache of loss weights, if
+    there are masks. seed: train.seed, on which the random draws of training depend.
     """
 
     pairs: Sequence[Any]
@@ -85,31 +85,31 @@ class PairData:
     condition_keys: dict[tuple[str, tuple[int, int]], str] = field(default_factory=dict, repr=False)
 
     def of(self, groups: Sequence[Any]) -> PairData:
-        """Return a PairData of these groups with the same caches."""
+        """Return a copy with these groups and the same caches."""
         return replace(self, pairs=groups)
 
     def request(self, group: Any) -> Request:
         return request_of(group, self.requests)
 
     def size(self, group: Any) -> tuple[int, int]:
-        """Return (height, width) in pixels of the group's images. Raises KeyError if its first image is not cached."""
+        """Return (height, width) in pixels of the group's images. Raises KeyError if the first image is not cached."""
         key = self.cached(group.images[0])
         height, width = self.latents.notes[key or group.images[0].key]
         return height, width
 
     def cached(self, image: PairImage) -> str | None:
-        """Return the first of the image's keys, unflipped or flipped, whose latents are cached, else None."""
+        """Return the key, unflipped or flipped, under which the image's latents are cached, else None."""
         return next((key for key in self.augmentation.keys(image) if key in self.latents), None)
 
     def condition_key(self, group: Any) -> str:
         request, size = self.request(group), self.size(group)
         known = request.request_id, size
-        if known not in self.condition_keys:  # kept, because `extra` may be long, as the keypoints of a mesh are
+        if known not in self.condition_keys:  # kept, because hashing a long `extra` (such as keypoints) is slow
             self.condition_keys[known] = digest(request.prompt, request.extra, size)
         return self.condition_keys[known]
 
     def weight_key(self, group: Any, image: PairImage) -> str:
-        """Return the key of an image's loss weights; one image may have several masks, one per request."""
+        """Return the key of an image's loss weights; an image may have a different mask in each request."""
         return digest(image.key, image.candidate, None if self.masks is None else self.masks.lookup(group, image))
 
     def example(self) -> str:
@@ -175,7 +175,7 @@ def _stacked(tensors: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
 
 
 def order(count: int, seed: int, position: int) -> tuple[int, int]:
-    """Return (group index, epoch) at a position in the endless stream of groups, one permutation per epoch."""
+    """Return (group index, epoch) at a position in the endless stream of groups, a permutation per epoch."""
     epoch = position // count
     return int(_permutation(count, seed, epoch)[position % count]), epoch
 
@@ -186,7 +186,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def ahead(make: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
-    """Yield make(number) for each number; a thread makes the next result while the current one is used."""
+    """Yield make(number) for each number; a thread computes the next result while the current one is in use."""
     with ThreadPoolExecutor(1) as pool:
         pending = None
         for number in numbers:
@@ -200,9 +200,9 @@ def ahead(make: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
 
 # -- caches -------------------------------------------------------------------------------------------------------
 def first_size(source: PairSource, store: Store, pairs: Sequence[PairRow]) -> tuple[int, int]:
-    """Return (height, width) of the first image, from the pairs or the run; 512 x 512 if neither has it.
+    """Return (height, width) of the first pair's image, read from the pairs or the run.
 
-    (0, 0) for a candidate that is a payload without an image.
+    (512, 512) if neither has the image; (0, 0) if the candidate is a payload without an image.
     """
     for row, image, _ in source.images():
         if image is not None:
@@ -227,11 +227,11 @@ def fill_latents(
 ) -> None:
     """Cache the latents of those `wanted` images that are not cached yet.
 
-    Latents stored with candidates of `generators` are used; other images are encoded. Pixels come from the source or,
-    if its row has none, from the image's candidate by any generator. share: (rank, processes); each process handles the
-    images in its share. Raises UsageError with the row of an image that is missing or cannot be encoded.
+    Latents stored with candidates of `generators` are used; all other images are encoded. Pixels come from `source` or,
+    if the row has none, from the image's candidate by any generator. share: (rank, processes). Raises UsageError with
+    the row of an image that is missing or cannot be encoded.
     """
-    versions: dict[str, list[PairImage]] = {}  # unflipped key -> its wanted versions
+    versions: dict[str, list[PairImage]] = {}  # unflipped key -> its versions (flipped or not) to cache
     for image in {image.key: image for image in wanted}.values():
         if image.key not in data.latents and in_share(image.key, share):
             versions.setdefault(image.unflipped or image.key, []).append(image)
@@ -259,7 +259,7 @@ def fill_latents(
 def _sources(
     missing: Mapping[str, tuple[int, PairImage]], source: PairSource, store: Store, generators: Sequence[str]
 ) -> Iterator[tuple[str, Candidate]]:
-    """Yield (key, candidate with its image); the caller must remove the key from `missing` before asking for more."""
+    """Yield (key, candidate with its image); the caller must remove the key from `missing` before it continues."""
     if generators:
         yield from _candidates(missing, store, generators)
     if missing:
@@ -275,7 +275,7 @@ def _sources(
 def _candidates(
     missing: Mapping[str, tuple[int, PairImage]], store: Store, generators: Sequence[str]
 ) -> Iterator[tuple[str, Candidate]]:
-    """Yield (key, candidate) of missing images whose candidate comes from these generators (empty: from any)."""
+    """Yield (key, candidate) of the missing images whose candidate is from these generators (empty: from any)."""
     keys = {image.candidate: key for key, (_, image) in missing.items() if image.candidate}
     for candidate in store.iter_candidates(generators, set(keys)) if keys else ():
         if keys[candidate.id] in missing and candidate.error is None:
@@ -283,10 +283,7 @@ def _candidates(
 
 
 def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family: Any, source: PairSource) -> None:
-    """Encode images given as (row, image, candidate); cache their latents as one part, with their sizes as notes.
-
-    The size is [0, 0] for a family whose data has no pixels.
-    """
+    """Encode (row, image, candidate) entries; cache latents as a part, with sizes as notes ([0, 0] without pixels)."""
     latents: dict[str, Tree] = {}
     notes: dict[str, list[int]] = {}
     for start in range(0, len(images), ENCODE_ROWS):
@@ -298,15 +295,15 @@ def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family
         for (row, image, _), (_, notes[image.key]), own in zip(block, fitted, encoded, strict=True):
             if not own.isfinite().all():
                 raise UsageError(
-                    f"pairs {source.name}, row {row}: the latents of image {image.key} are not finite. Remove the row; "
-                    "if every image is refused, the VAE of model.base is broken or overflows: use another base."
+                    f"pairs {source.name}, row {row}: the latents of image {image.key} are not finite. Remove the row. "
+                    "If this happens for every image, the VAE of model.base is broken or overflows: use another base."
                 )
             latents[image.key] = {"latents": own}
     cache.append(latents, notes)
 
 
 def _fitted(row: int, image: PairImage, candidate: Candidate, source: PairSource) -> tuple[Candidate, list[int]]:
-    """Return (candidate to encode, [height, width]); stored latents are used only if size and flip allow it."""
+    """Return (candidate to encode, [height, width]); the payload is dropped if the image is resized or flipped."""
     if candidate.payload is not None:
         external = candidate.path if candidate.image is None else None
         size = _size(external or candidate.image or b"", source, row)
@@ -355,14 +352,14 @@ def fill_conditions(data: PairData, family: Any, share: tuple[int, int]) -> None
 
 
 def check_sizes(data: PairData, name: str) -> None:
-    """Raise UsageError if the two images of a pair differ in size. Pairs that are not cached are skipped."""
+    """Raise UsageError if the two images of a pair differ in size. Pairs without cached images are skipped."""
     cached = [(pair, [data.cached(image) for image in pair.images]) for pair in data.pairs]
     sizes = [(pair, [data.latents.notes[key] for key in keys if key]) for pair, keys in cached if all(keys)]
     unequal = [(pair, both) for pair, both in sizes if both[0] != both[1]]
     if unequal:
         pair, ((h0, w0), (h1, w1)) = unequal[0]
         raise UsageError(
-            f"pairs {name}: in {len(unequal)} of {len(sizes)} pairs the two images differ in size, first in row "
+            f"pairs {name}: in {len(unequal)} of {len(sizes)} pairs, the two images differ in size, first in row "
             f"{pair.row} ({w0} x {h0} against {w1} x {h1} px). Winner and loser share one noise, so they must have "
             "the same size: resize and crop both in the same way, set train.NAME.resolution, or remove the pairs."
         )

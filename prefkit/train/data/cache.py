@@ -21,9 +21,9 @@ from prefkit.store.files import set_aside
 from prefkit.store.litter import unique
 from prefkit.store.tensors import load_tensors, save_tensors
 
-#: seconds until a part written by another machine must be visible here; network file systems take up to 60
+#: seconds to wait until a part written by another machine is visible; network file systems take up to 60
 VISIBLE = 120.0
-SMALL, MOST_KEPT = 4096, 50_000  # bytes of a tree that is kept in memory, and the number of such trees
+SMALL, MOST_KEPT = 4096, 50_000  # limits for trees kept in memory: bytes per tree, number of trees
 
 
 def in_share(key: str, share: tuple[int, int]) -> bool:
@@ -32,10 +32,10 @@ def in_share(key: str, share: tuple[int, int]) -> bool:
 
 
 class Cache:
-    """A folder of parts, each a safetensors file of serialised trees by key. `notes`: a small JSON value per key.
+    """A folder of parts: safetensors files with serialised trees by key. `notes`: a small JSON value per key.
 
-    Small trees are kept in memory once they have been read, because decoding them takes longer than a step of a small
-    network: the latents and conditions of a mesh have 130 and a few hundred numbers.
+    Small trees, such as a mesh's latents (130 numbers), stay in memory after the first read, because decoding them
+    takes longer than a training step of a small network.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +51,7 @@ class Cache:
         return sorted(path.name for path in self._open)
 
     def expect(self, names: Collection[str]) -> None:
-        """Load these parts, which other processes wrote; wait until a network file system shows them."""
+        """Load these parts, which other processes wrote; wait until they are visible on a network file system."""
         deadline = time.monotonic() + VISIBLE
         missing = {self.folder / name for name in names} - self._open.keys()
         while missing and time.monotonic() < deadline:
@@ -59,7 +59,7 @@ class Cache:
             self._load(visible)
             missing -= visible
             if missing:
-                os.listdir(self.folder)  # makes some clients drop their cached listing
+                os.listdir(self.folder)  # makes some network file systems refresh their listing
                 time.sleep(0.5)
 
     def keep(self, names: Collection[str]) -> None:
@@ -70,7 +70,7 @@ class Cache:
             self._part = {key: part for key, part in self._part.items() if part != path}
 
     def _load(self, paths: Iterable[Path]) -> None:
-        """Open parts; a damaged one is renamed, and its entries are computed again."""
+        """Open parts. A damaged part is renamed, and its entries are computed again."""
         for path in sorted(set(paths) - self._open.keys()):
             try:
                 handle = safetensors.safe_open(path, "pt")
@@ -117,7 +117,7 @@ def part_path(folder: Path) -> Path:
 def check_cache(folder: Path) -> None:
     """Rename every part in `folder` that does not match its checksum, so that its entries are computed again.
 
-    One process must do this before any process opens the cache, so that all of them see the same parts.
+    One process must call this before any process opens the cache, so that all processes see the same parts.
     """
     for path in sorted(folder.glob("part-*.safetensors")):
         try:

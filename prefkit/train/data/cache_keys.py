@@ -1,16 +1,16 @@
-"""Keys of the training caches. A key is a hash of everything that the cached entries depend on, and of nothing else:
+"""Keys of the training caches. A key is a hash of exactly those inputs on which the cached entries depend:
 
 wiring      base, family, dtype, inputs, and call arguments except guidance
 latents     base, family, dtype, and the rules for reading images; not adapters, guidance, prompts or quantization
 conditions  base, family, dtype, inputs, and the call arguments that reach the denoiser. These include an embedded
             guidance (FLUX), but not the scale of classifier-free guidance, which is switched off in training
-reference   (errors of the frozen initial model) the keys of latents and conditions, adapters, quantization, precision
-            and train.seed
+reference   the keys of latents and conditions, adapters, quantization, precision and train.seed; the entries are the
+            errors of the frozen initial model
 
-The base is identified exactly (by commit or file hash), because stored latents may be used only if this base made them.
-The minor releases of diffusers and transformers count where their code computes the entries: a release may change a VAE
-or a tokenizer, and a cache must not mix entries of two releases. SCHEME is the version of prefkit's own code: increase
-it with every change to what is cached.
+The base model is identified exactly (by commit or file hash), because stored latents may be used only with the base
+that made them. Keys include the minor releases of diffusers and transformers where their code computes the entries,
+because a release may change a VAE or a tokenizer. SCHEME is the version of prefkit's own code: increase it with every
+change to what is cached.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def latents_key(common: Any) -> str:
 
 
 def conditions_key(common: Any, inputs: Any, call: Mapping[str, Any], wiring: Wiring | None) -> str:
-    """Return the key of conditions. wiring: None before the capture; nothing is cached under the resulting key."""
+    """Return the key of conditions. wiring: None before the capture; nothing is cached under such a key."""
     off = GUIDANCE if wiring is None else wiring.no_guidance
     arguments = {name: value for name, value in call.items() if name not in off}
     versions = [_minor("diffusers"), _minor("transformers")]

@@ -1,9 +1,9 @@
-"""Keys for the random draws at a visit of a group: time, noise and flip.
+"""Keys of the random draws (time, noise and flip) for one visit of a group.
 
-In training, the draws depend only on (train.seed, group, visit). Runs with different seeds share no draws; resuming a
-run, or splitting it differently into processes and micro-batches, does not change them. In measurements (held-out
-pairs and preflight, whose visits are below 0), the draws depend only on (group, visit), so that curves of several
-seeds are comparable.
+In training, draws depend only on (train.seed, group, visit). Runs with different seeds share no draws. Resuming a run,
+or splitting it differently into processes and micro-batches, does not change its draws. Measurements (held-out pairs
+and preflight) have visits below 0; their draws depend only on (group, visit), so that runs with different seeds can be
+compared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def draw_key(seed: int, group: str, visit: int) -> str:
 def drawn(schedule: Schedule, group: str, visit: int, like: Tensor, time_sampling: str | None = None) -> Draw:
     """Draw time [1] and noise [1, *like.shape], float32, CPU, as a function of (group, visit) alone.
 
-    group: a result of `draw_key` in training. time_sampling: see Schedule.draw_time.
+    group: a key from `draw_key`. time_sampling: see Schedule.draw_time.
     """
     import torch
 

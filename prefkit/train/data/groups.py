@@ -1,4 +1,4 @@
-"""Groups that an objective learns from: pairs, single images or ranked lists, all made from the same pairs."""
+"""Groups that an objective learns from: pairs, single images or ranked lists. All are made from pairs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CLOSE = 1e-6  # tolerance between sums of score gaps that should be equal
 
 
 def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | None = None) -> list[Any]:
-    """Convert pairs to groups of the objective's shape. A group of one winner keeps its pair's id, and so the draws.
+    """Convert pairs to groups of the objective's shape. A group of one winner keeps the pair's id and random draws.
 
-    flip: if given, the seed with which each pair or list is reversed with probability 1/2.
+    flip: if set, a seed; each pair or list is then reversed with probability 1/2.
     """
     groups: Sequence[Any] = ranked(pairs, name) if objective.shape == "list" else pairs
     if flip is not None:
@@ -29,7 +29,7 @@ def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | N
 
 
 def singles(pairs: Sequence[PairRow]) -> list[Group]:
-    """Return one group for every image of a prompt, labelled desirable if the image won at least one pair."""
+    """Return a group for each prompt and image, labelled desirable if the image won at least one pair."""
     winners = {(pair.prompt, pair.win.key) for pair in pairs}
     groups: dict[tuple[str, str], Group] = {}
     for pair in pairs:
@@ -40,16 +40,16 @@ def singles(pairs: Sequence[PairRow]) -> list[Group]:
 
 
 def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
-    """Return one ranked list of images per request and connected set of pairs; score gaps determine the ranking.
+    """Return ranked lists of images: one for each set of a request's images that pairs connect, ranked by score gaps.
 
-    Only the first of several images with equal values is used. Raises UsageError for missing or contradictory gaps.
+    If several images have equal values, only the first is used. Raises UsageError for missing or contradictory gaps.
     """
     requests: dict[tuple[str | None, str], list[PairRow]] = {}
     for pair in pairs:
         if pair.score_gap is None:
             raise UsageError(
-                f"pairs {name}, row {pair.row}: no score_gap, by which images are ranked. Use an objective "
-                "for pairs, or pairs that `prefkit pair` made."
+                f"pairs {name}, row {pair.row}: no score_gap, by which a list objective ranks images. Use an "
+                "objective for pairs, or pairs that `prefkit pair` made."
             )
         requests.setdefault((pair.request_id, pair.prompt), []).append(pair)
     groups: list[Group] = []
@@ -67,7 +67,7 @@ def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
 
 
 def _values(start: str, pairs: Sequence[PairRow], name: str) -> dict[str, float]:
-    """Return {image key: value relative to `start`} of all images connected with `start` by pairs."""
+    """Return {image key: value relative to `start`} of all images that pairs connect with `start`."""
     values = {start: 0.0}
     grown = True
     while grown:
@@ -77,9 +77,9 @@ def _values(start: str, pairs: Sequence[PairRow], name: str) -> dict[str, float]
             if win in values and lose in values:
                 if not math.isclose(values[win] - values[lose], gap, rel_tol=CLOSE, abs_tol=CLOSE):
                     raise UsageError(
-                        f"pairs {name}, row {pair.row}: its score_gap {gap:g} contradicts the gaps of the other pairs "
-                        f"of this request ({values[win] - values[lose]:g}), so its images have no single ranking. Use "
-                        "an objective for pairs."
+                        f"pairs {name}, row {pair.row}: score_gap {gap:g} contradicts the gap of "
+                        f"{values[win] - values[lose]:g} that the request's other pairs imply, so the images cannot be "
+                        "ranked. Use an objective for pairs."
                     )
             elif win in values or lose in values:
                 key, value = (lose, values[win] - gap) if win in values else (win, values[lose] + gap)

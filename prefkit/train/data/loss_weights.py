@@ -1,7 +1,7 @@
-"""Loss weights of masked images: the weight of each latent element in the error.
+"""Loss weights of masked images: one factor of the squared error for each latent element.
 
-They are computed once per image and cached apart from the latents, so that a different mask does not require encoding
-the images again.
+Loss weights are computed once per image and cached separately from the latents, so that images need not be encoded
+again if the mask changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def folder_of(config: Train) -> str | None:
 
 
 def fill(data: PairData, family: Any, store: Store, share: tuple[int, int]) -> None:
-    """Cache the missing loss weights of this process's share. share: (rank, processes). Raises UsageError."""
+    """Cache this process's share of the missing loss weights. share: (rank, processes). Raises UsageError."""
     assert data.weights is not None and data.masks is not None
     images = {data.weight_key(group, image): (group, image) for group in data.pairs for image in group.images}
     missing = {key: each for key, each in images.items() if key not in data.weights and in_share(key, share)}
@@ -55,20 +55,20 @@ def _weight(data: PairData, family: Any, mask_images: dict[str, bytes], group: A
     if not values:
         keys = ", ".join(dict.fromkeys(key for extra in data.masks.extras(group, image) for key in extra))
         raise UsageError(
-            f"{where}: neither the candidate nor its request has {name!r} in its extra (keys: {keys or 'none'}). Add "
-            "it; its value is null if the whole image counts."
+            f"{where}: neither the candidate nor its request has the key {name!r} in `extra` (keys: {keys or 'none'}). "
+            "Add the key, with the value null if the whole image counts."
         )
     if values[0] is None:
         return ones_like(latents)
     if isinstance(values[0], str):
         mask = values[0]
         if mask not in mask_images:
-            raise UsageError(f"{where}: {name} is {mask[:80]!r}, but the run has no such input image. Fix it.")
+            raise UsageError(f"{where}: {name} is {mask[:80]!r}, but the run has no input image with that id.")
         try:
             pixels = rgb(mask_images[mask])
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"{where}: the mask {mask[:80]} cannot be read as an image ({error}). Replace it."
+                f"{where}: the mask {mask[:80]} cannot be read as an image ({error}). Replace the image."
             ) from error
         weight = image_mask(pixels, family.wiring, latents, (width, height), crop_box(image), image.flip)
     else:
@@ -87,13 +87,13 @@ def _box(value: Any, where: str) -> list[float]:
     if not numbers or not (0 <= value[0] < value[2] <= 1 and 0 <= value[1] < value[3] <= 1):
         raise UsageError(
             f"{where}: {value!r} is neither a box [left, top, right, bottom] in fractions of the image, 0 to 1, nor "
-            "the id of an input image."
+            "the id of an input image. Fix the value."
         )
     return [float(v) for v in value]
 
 
 def _visible(box: list[float], image: PairImage) -> dict[str, float]:
-    """Return the box as fractions of the part of the image that training sees; empty if it is outside of that part."""
+    """Return the box as fractions of the cropped image; empty if the box is outside the crop."""
     left, top, right, bottom = crop_box(image)
     x0, x1 = (min(1.0, max(0.0, (edge - left) / (right - left))) for edge in (box[0], box[2]))
     y0, y1 = (min(1.0, max(0.0, (edge - top) / (bottom - top))) for edge in (box[1], box[3]))

@@ -1,4 +1,4 @@
-"""Masks of images, and conversion of boxes and mask images to weights over latents in the scheduler's layout."""
+"""Looks up the masks of images, and converts boxes and mask images to weights of latent elements."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class Masks:
-    """Looks up each image's mask: the value of the key `name` in an `extra` of its candidate or request.
+    """Looks up an image's mask: the value of key `name` in the `extra` of its candidate or request.
 
-    The candidate's `extra` comes first, then that of the candidate's request, then that of the pair's request. A null
-    is used only if no later `extra` has a value.
+    The order is: candidate, the candidate's request, the pair's request. The first value that is not null is used.
     """
 
     def __init__(self, name: str, pairs: Sequence[Any], store: Store) -> None:
@@ -38,7 +37,7 @@ class Masks:
         self.candidates = {c.id: (c.extra, c.request_id) for c in candidates}
 
     def extras(self, group: Any, image: PairImage) -> list[Mapping[str, Any]]:
-        """Return the `extra`s that may hold the image's mask, in order of precedence."""
+        """Return the `extra` mappings that may hold the image's mask, in order of precedence."""
         extras = [request_of(group, self.requests).extra]
         if image.candidate in self.candidates:
             extra, request_id = self.candidates[image.candidate]
@@ -53,10 +52,10 @@ class Masks:
 
 
 def box_mask(aspects: Mapping[str, float], wiring: Wiring, like: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a box as a mask, float32, shaped like one sample's latents `like`.
+    """Return a mask, float32, shaped like one sample's latents `like`: 1 in latent cells that the box touches, else 0.
 
-    It is 1 in every cell that the box touches, 0 elsewhere. aspects: the box as fractions of width and height; if it is
-    missing or empty, the mask is 1 everywhere. size: (width, height) of the image in pixels.
+    aspects: the box as fractions of width and height; without a box, or with an empty one, the mask is 1 everywhere.
+    size: (width, height) of the image in pixels.
     """
     box = [aspects.get(edge, math.nan) for edge in EDGES]
     if not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
@@ -76,10 +75,10 @@ def image_mask(
     part: tuple[float, float, float, float] = WHOLE,
     flip: bool = False,
 ) -> Tensor:
-    """Return a mask image as weights shaped like the latents `like`: each cell's mean grey level, with white as 1.
+    """Return weights shaped like the latents `like`: the mask image's mean grey level in each latent cell (white: 1).
 
-    size: (width, height) in pixels of the masked image; a mask of a different size is stretched over it. part: visible
-    part (left, top, right, bottom), as fractions of the mask. flip: mirror the result.
+    size: (width, height) of the masked image in pixels; the mask is stretched to this size. part: the part of the mask
+    that training sees, (left, top, right, bottom) as fractions. flip: mirror the result.
     """
     from PIL import Image as pil
 
@@ -91,7 +90,7 @@ def image_mask(
 
 
 def _spread(cells: Tensor, wiring: Wiring, like: Tensor) -> Tensor:
-    """Repeat [height, width] cells of the VAE's grid over all channels, in the scheduler's layout."""
+    """Repeat latent cells [height, width] over all channels, in the scheduler's layout."""
     grid = cells.expand(1, like.numel() // cells.numel(), *cells.shape)
     if "frame" in wiring.layout:
         grid = grid.unsqueeze(2)

@@ -1,7 +1,7 @@
-"""Preference pairs from a run, a folder of Parquet files, or the Hugging Face Hub; validated before anything is loaded.
+"""Preference pairs from a run, a folder of Parquet files, or the Hugging Face Hub, validated before a model is loaded.
 
 Required columns, as in Pick-a-Pic: jpg_0, jpg_1 (encoded images), label_0, label_1 (0 or 1), caption. Optional columns:
-candidate_0/1 (ids of candidates whose stored latents are used instead of encoding the image, which may be null),
+candidate_0/1 (ids of candidates in the run, whose stored latents or images are used, so that jpg_0/1 may be null),
 request_id, image_0/1_uid, score_gap, p.
 """
 
@@ -40,10 +40,10 @@ HELD_OUT = ("test", "val", "eval")
 class PairImage:
     """One image of a pair.
 
-    key: sha256 of the image's bytes, hashed again for each bucket and for the flip; column: 0 or 1, as in jpg_0;
-    candidate: id among the run's candidates, if known. bucket: (height, width) that the image is fitted to;
-    original_size: (height, width) before fitting. flip: True if the image is mirrored; unflipped is then its
-    key without the flip.
+    key: sha256 of the image's bytes, hashed again with its bucket and its flip, if any; column: 0 or 1, as in jpg_0;
+    candidate: id of a candidate in the run, if known. bucket: (height, width) that the image is fitted to;
+    original_size: (height, width) before fitting. flip: True if the image is mirrored; unflipped is then the key of
+    the unmirrored image.
     """
 
     key: str
@@ -59,7 +59,7 @@ class PairImage:
 class Group:
     """Images of one request, the best first, that share one time and one noise. labels: 1 if desirable, else 0.
 
-    row: row of the pair table that the group comes from. Draws of time and noise are keyed by the id.
+    row: row of the pair table that the group comes from. The id determines the draws of time and noise.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Group:
 
 
 class PairRow(Group):
-    """A pair without its pixels: the winner, then the loser. The id does not depend on which image won."""
+    """A pair (winner, loser) without pixels. The id does not depend on which image won."""
 
     @property
     def win(self) -> PairImage:
@@ -89,7 +89,7 @@ class PairRow(Group):
 
 @dataclass(eq=False)
 class PairSource:
-    """A table of pairs: Parquet files or one Arrow table. run: the run that has the images of rows without pixels."""
+    """A table of pairs: Parquet files or one Arrow table. run: the run that holds the images of rows without pixels."""
 
     name: str
     files: Sequence[Path] = ()
@@ -98,7 +98,7 @@ class PairSource:
 
     @classmethod
     def find(cls, store: Store, name: str) -> PairSource:
-        """Return the pairs called `name`: a name under the run's pairs/, a folder, or a Hub id owner/name[:split].
+        """Return a table of pairs. name: a name under the run's pairs/, a folder, or a Hub id owner/name[:split].
 
         Raises UsageError, NotYet.
         """
@@ -129,8 +129,8 @@ class PairSource:
     def scorers(self) -> list[str] | None:
         """Return the names of the scores, or of the comparison tables, that chose the winners; None if unknown.
 
-        They are read from the pairs' own spec.json or, without that file, from the columns score_0_NAME. These
-        columns are not used if comparisons chose the winners (strategy `comparisons`).
+        The names are read from the pairs' spec.json. Without that file, they are read from the columns score_0_NAME,
+        unless the strategy `comparisons` chose the winners.
         """
         path = self.files[0].parent.parent / "spec.json" if self.files else None
         spec = read_json(path).get("spec") or {} if path is not None and path.is_file() else {}
@@ -185,7 +185,7 @@ class PairSource:
 
 
 def request_of(pair: Any, requests: Mapping[str, Request]) -> Request:
-    """Return the pair's request from `requests` (by id); if missing or of another prompt, one made from the caption."""
+    """Return the pair's request from `requests`; if it is missing or its prompt differs, make one from the caption."""
     known = requests.get(pair.request_id or "")
     return known if known and known.prompt == pair.prompt else Request(digest(pair.prompt), pair.prompt)
 
@@ -231,7 +231,7 @@ def _check_labels(name: str, rows: Sequence[dict[str, Any]]) -> None:
     for number, (row, pair) in enumerate(zip(rows, labels, strict=True)):
         if None in pair or set(pair) != {0, 1}:
             raise UsageError(
-                f"pairs {name}, row {number}: labels {pair[0]} and {pair[1]}; one must be 1 and the other 0."
+                f"pairs {name}, row {number}: the labels are {pair[0]} and {pair[1]}; one must be 1 and the other 0."
             )
         if not isinstance(row["caption"], str):
             raise UsageError(f"pairs {name}, row {number}: the caption is not a string. Fill it in or remove the row.")
@@ -241,7 +241,7 @@ def _check_labels(name: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _image_keys(source: PairSource, rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return (key of image 0, key of image 1) per row: the stored sha256 if every row has it, else a computed one."""
+    """Return (key of image 0, key of image 1) per row: the stored sha256 if every row has both, else computed ones."""
     stored = [(str(row.get("image_0_uid")), str(row.get("image_1_uid"))) for row in rows]
     if all(re.fullmatch("[0-9a-f]{64}", uid) for uids in stored for uid in uids):
         return stored
@@ -255,7 +255,7 @@ def _image_keys(source: PairSource, rows: Sequence[dict[str, Any]]) -> list[tupl
 
 
 def _encoded(value: Any) -> bytes | None:
-    """Return the bytes of an image column: plain binary, or the struct in which `datasets` stores an image."""
+    """Return the encoded image in a value of an image column (bytes, or the struct of `datasets`); None if missing."""
     if not isinstance(value, dict):
         return value
     if value.get("bytes") is not None or value.get("path") is None:
@@ -275,10 +275,10 @@ def _parquet_files(folder: Path) -> list[Path]:
         if held_out and len(held_out) == len(files):
             raise UsageError(
                 f"pairs {folder}: the names of all its Parquet files mark them as held out ({', '.join(held_out[:3])})."
-                " Rename the files to train on to train*.parquet."
+                " Rename the training files to train*.parquet."
             )
         if held_out and "train" not in pattern:
-            warn(f"pairs {folder}: {', '.join(held_out[:3])} ignored, because their names mark them as held out.")
+            warn(f"pairs {folder}: {', '.join(held_out[:3])} ignored, because the names mark these files as held out.")
             files = [path for path in files if path.name not in held_out]
         if files:
             return files

@@ -1,10 +1,10 @@
-"""`text_cache`: where training keeps its prompt conditions, each of which can take megabytes.
+"""`text_cache`, the setting for prompt conditions, each of which can take megabytes.
 
-full  on disk: all are encoded before the first step, and no text encoder is in memory while training
-off   in memory: each step encodes its own, and the text encoders stay on the device next to the denoiser
+full  all conditions are encoded to disk before the first step, and no text encoder is in memory during training
+off   each step encodes the conditions that it needs, and the text encoders stay on the device next to the denoiser
 
-In both modes, the conditions of held-out pairs and of the preflight are on disk, since every measurement needs them.
-Each condition is encoded on its own, so training is bit-identical in both modes.
+In both modes, the conditions for held-out pairs and the preflight are on disk, because every measurement needs them.
+Conditions are encoded one by one, so training is bit-identical in both modes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CACHES = ("full", "off")
 
 
 class PromptEmbeddingCache:
-    """Keeps conditions of the current step in memory and reads others from `disk`; has the interface of a Cache.
+    """Keeps the current step's conditions in memory and reads all others from `disk`; has the interface of Cache.
 
     load: function that returns a family with its text encoders on the device.
     """
@@ -43,7 +43,7 @@ class PromptEmbeddingCache:
         self.held |= {key: trees.dumps(tree) for key, tree in items.items()}
 
     def hold(self, data: PairData, groups: Sequence[Any]) -> None:
-        """Keep only the conditions of these groups in memory, and encode the missing ones."""
+        """Keep only these groups' conditions in memory, after encoding the missing ones."""
         keys = {data.condition_key(group) for group in groups}
         self.held = {key: blob for key, blob in self.held.items() if key in keys}
         if any(key not in self for key in keys):
@@ -52,12 +52,12 @@ class PromptEmbeddingCache:
 
 
 def encoded_ahead(config: Train, data: PairData, visited: PairData) -> PairData:
-    """Return the pairs whose conditions are encoded before the first step. visited: the pairs that training uses."""
+    """Return the pairs whose conditions are encoded before the first step. visited: the pairs that training visits."""
     return visited if config.text_cache == "full" else data.of(validation.split(data.pairs, config.validation)[1])
 
 
 def with_text_cache(plan: Any, data: PairData, device: Any) -> PairData:
-    """Return the same pairs; with `text_cache: off`, each step will encode the conditions that it needs."""
+    """Return `data`; with `text_cache: off`, a copy whose conditions are encoded by the step that needs them."""
     if plan.config.text_cache == "full":
         return data
 

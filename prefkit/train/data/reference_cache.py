@@ -1,8 +1,8 @@
-"""Errors of the frozen reference on disk, keyed by the network's inputs, so that a sweep computes them only once.
+"""Cache of the frozen reference's errors on disk, so that a sweep over settings computes them only once.
 
-For one train.seed, visit n of a pair has the same draw (t, noise) under any beta, learning rate or objective. The first
-entry of `train` that runs computes the reference's errors along with its policy's and stores them; later entries with
-this seed look them up and save one forward pass per step. Draws and results are the same as without the cache.
+With one train.seed, visit n of a pair has the same draw (t, noise) under any beta, learning rate or objective. The
+first recipe entry to be trained stores the reference's errors. Later entries with the same seed look them up, which
+saves one forward pass per step. Results are the same as without the cache.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PART_ROWS = 100_000
 class ReferenceErrorCache:
     """Cache of the reference's errors: keys [N] int64 and, per head, errors [N] float32.
 
-    With one head, a sample takes 12 bytes. A key is the first 64 bits of a hash over the latents, time, noise, loss
-    weights and condition key of a sample. The folder's name depends on the model, adapters, call, precision and seed.
+    With one head, a sample takes 12 bytes. A key is a 64-bit hash of the sample's latents, time, noise, loss weights
+    and condition key. The folder's name depends on the model, adapters, call, precision and seed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,21 +49,21 @@ class ReferenceErrorCache:
         self.keys, self.errors = keys, {head: values[first] for head, values in joined.items()}
 
     def look_up(self, batch: Batch, data: PairData) -> None:
-        """Set the batch's cache keys and, if all its samples are cached, the reference's errors."""
+        """Set `batch.keys` and, if all samples are cached, `batch.reference`."""
         batch.keys = keys_of(batch, data)
         index = np.searchsorted(self.keys, batch.keys)
         if len(self.keys) and bool((self.keys[np.minimum(index, len(self.keys) - 1)] == batch.keys).all()):
             batch.reference = {head: torch.from_numpy(values[index]) for head, values in self.errors.items()}
 
     def add(self, batch: Batch, errors: Mapping[str, Tensor]) -> None:
-        """Add the reference's errors {head: [B]} without waiting for the GPU; `flush` copies and writes them."""
+        """Add the reference's errors {head: [B]}, which stay on the GPU until `flush` writes them."""
         assert batch.keys is not None
         self.unsaved.append((batch.keys, dict(errors)))
         if len(batch.keys) * len(self.unsaved) >= PART_ROWS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the errors added so far as one part."""
+        """Write the errors that were added since the last flush to a new file."""
         if not self.unsaved:
             return
         part = {"keys": torch.from_numpy(np.concatenate([keys for keys, _ in self.unsaved]))}

@@ -1,1 +1,1 @@
-"""Families: plug-ins that load trainable models, encode their inputs and run them. One file each, found by its name."""
+"""Families: plug-ins that load trainable models, encode their inputs and run them. The file name is the name."""

@@ -1,4 +1,4 @@
-"""Family for the diffusers pipelines whose denoiser calls can be captured and verified; one head, "image"."""
+"""Family for diffusers pipelines whose denoiser calls can be captured and verified; one head, "image"."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class DiffusersFamily:
     """A diffusers pipeline. Latents have the scheduler's layout: [C, H, W], or packed tokens [N, 4 C] for FLUX.
 
     time_sampling  None (uniform for epsilon and v, logit-normal for flow) | "uniform" | "logit_normal"
-    call           call arguments used in generation; training keeps the value of an embedded guidance, and the capture
-                   uses height and width
+    call           the pipeline's call arguments in generation, with which it is captured and conditions are computed;
+                   the scale of classifier-free guidance is ignored in training, an embedded guidance is kept
     encode_batch   number of images encoded at once; it is halved when the device runs out of memory
-    inputs         call inputs that are taken from each request (model.inputs); the capture then takes them from the
-                   request in the attribute `example`
+    inputs         call arguments that are read from each request (model.inputs); for the capture, they are read from
+                   the request in the attribute `example`
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class DiffusersFamily:
     ) -> None:
         """Load the pipeline and, without `wiring`, capture it: record how it calls its denoiser.
 
-        model: arguments of models.load.pipeline.load_pipeline, such as base and device; with sequential_offload the
-        denoiser `net` is on the meta device, which is enough to capture, encode and compute conditions. parts: subset
-        of {"denoiser", "vae", "text"} to load; a capture needs all three. wiring: result of an earlier capture. Raises
+        model: arguments of models.load.pipeline.load_pipeline, such as base and device; with sequential_offload, `net`
+        has no weights (meta device), which is enough to capture, encode and compute conditions. parts: subset of
+        {"denoiser", "vae", "text"} to load; a capture needs all three. wiring: result of an earlier capture. Raises
         UsageError, CaptureError, TrainingError.
         """
         from prefkit.models.capture.call import capture
@@ -78,7 +78,7 @@ class DiffusersFamily:
         self.schedule = Schedule.of(self.pipe.scheduler, self.wiring.prediction)
 
     def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
-        """Return each candidate's clean latents, float32, CPU: those in its payload, else those of its image."""
+        """Return each candidate's clean latents, float32, CPU: from its payload or, if it has none, from its image."""
         import safetensors.torch
 
         images = [candidate for candidate in candidates if candidate.payload is None]
@@ -102,7 +102,7 @@ class DiffusersFamily:
         return [condition(r) for r in requests]
 
     def _encode_texts(self, offload: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
-        """Encode all prompts and keep the results, so that text encoders and VAE do not alternate per request."""
+        """Encode and keep all prompts first, so that text encoders and VAE need not alternate for each request."""
         from prefkit.models.offload import OtherPartNeeded
 
         for condition in conditions:
@@ -113,7 +113,7 @@ class DiffusersFamily:
         return {} if self.inputs is None or request is None else self.inputs.of(request)
 
     def collate(self, conditions: Sequence[Tree]) -> Tree:
-        """Combine one condition per sample, all of one signature, into the condition of a batch."""
+        """Combine the samples' conditions, all of one signature, into the condition of a batch."""
         from prefkit.models.capture.conditions import collate
 
         return collate(self.wiring, conditions)
@@ -135,8 +135,8 @@ class DiffusersFamily:
         """Return {"image": prediction - target}, [B, ...] float32.
 
         latents: [B, ...] float32. draw: one entry per SAMPLE (time [B], noise [B, ...]), so draws made per group must
-        be expanded with `draw.time[groups.index]` and `draw.noise[groups.index]`. condition: collated from those of the
-        B samples.
+        be expanded with `draw.time[groups.index]` and `draw.noise[groups.index]`. condition: the collated
+        conditions of the B samples.
         """
         from prefkit.models.predict import predict
 

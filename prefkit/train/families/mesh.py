@@ -1,4 +1,4 @@
-"""Family for human meshes: a diffusion over pose and shape given keypoints; two heads, "pose" and "shape" (ADHMR)."""
+"""Family for human meshes: diffusion of pose and shape given keypoints (ADHMR); heads "pose" and "shape"."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-LEAST, MOST = 0.3, 3.0  # bounds of the signal-to-noise ratio, the weight of an x0 error
+LEAST, MOST = 0.3, 3.0  # bounds of the signal-to-noise ratio, which weights squared errors of x0 prediction
 
 
 class MeshFamily:
-    """A mesh model (mesh/diffusion/network.py). Latents are standardised states [130]: 20 rotations as 6D, then 10 betas.
+    """A mesh model (mesh/diffusion/network.py). Latents are standardised states [130]: 20 6D rotations, then 10 betas.
 
-    A head's error is the mean over all of its entries, masked ones included, as in ADHMR (arXiv 2505.10250): the masks
-    `pose_mask` and `shape_mask` of a request set the errors of entries with unknown labels to 0. For x0 prediction, the
-    squared error is weighted by the signal-to-noise ratio, clamped to [0.3, 3].
+    A request's `pose_mask` and `shape_mask` set the errors of entries with unknown labels to 0. A head's error is the
+    mean over all entries, masked ones included, as in ADHMR (arXiv 2505.10250). For x0 prediction, the squared error is
+    weighted by the signal-to-noise ratio, clamped to [0.3, 3].
     """
 
     from_payload = True  # latents come from the payload, regardless of which generator made the candidate
@@ -34,7 +34,7 @@ class MeshFamily:
     def load(
         self, model: Mapping[str, Any], parts: Collection[str] | None = None, wiring: Wiring | None = None
     ) -> None:
-        """Load the network of the mesh model folder model["base"] with its adapters. Raises UsageError."""
+        """Load the network from the mesh model folder model["base"], with model["adapters"]. Raises UsageError."""
         from prefkit.mesh.diffusion.network import load_model
         from prefkit.models.schedule import Schedule
 
@@ -51,7 +51,7 @@ class MeshFamily:
         )  # fmt: skip
 
     def latents(self, candidates: Sequence[Candidate]) -> list[Tensor]:
-        """Return each candidate's standardised state [130], float32, CPU. Raises UsageError without such a mesh."""
+        """Return each candidate's standardised state [130], float32, CPU. Raises UsageError for a missing mesh."""
         from prefkit.mesh.diffusion.state import state_of
         from prefkit.mesh.payload import Mesh
 
@@ -80,7 +80,7 @@ class MeshFamily:
         return conditions
 
     def collate(self, conditions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack the conditions of the samples of a batch."""
+        """Stack the samples' conditions into the condition of a batch."""
         import torch
 
         return {key: torch.stack([each[key] for each in conditions]) for key in conditions[0]}
@@ -112,7 +112,7 @@ class MeshFamily:
         return {"pose": residual[:, :POSE], "shape": residual[:, POSE:]}
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> list[Image]:
-        """Render the meshes of standardised states [B, 130]. size: (height, width); the larger is used, or 256."""
+        """Render standardised states [B, 130] as square images of side max(height, width), or 256 without `size`."""
         from prefkit.mesh.diffusion.generator import SIZE, picture
         from prefkit.mesh.diffusion.state import meshes_of
 

@@ -14,14 +14,14 @@ from prefkit.store.files import set_aside
 from prefkit.store.tensors import load_tensors
 from prefkit.train.checkpoint import read_state
 
-BEST, BEST_SAMPLES = "best", "best-look"  # file name prefixes: best by held-out pairs, by sample evaluation
+BEST, BEST_SAMPLES = "best", "best-look"  # file prefixes: best weights by held-out pairs, by sample evaluation
 
 
 class EarlyStopping:
     """Stops after `patience` measurements in a row without a new best accuracy; the best weights become the result.
 
-    The accuracy is the mean over the held-out pairs and their time bins, with ties counting half, so it is 0.5 at the
-    start. folder: train/NAME, where best-STEP.safetensors is written.
+    The accuracy is the mean over held-out pairs and time bins. Ties count half, so the accuracy is 0.5 before training.
+    folder: train/NAME, where best-STEP.safetensors is written.
     """
 
     def __init__(self, patience: int, folder: Path) -> None:
@@ -52,31 +52,31 @@ class EarlyStopping:
 
 
 def weights_path(folder: Path, name: str, step: int) -> Path:
-    """Return the path for the weights of a step that was the best so far.
+    """Return the path for the best weights so far, those of step `step`.
 
-    Each step has its own file: new best weights are written before the next checkpoint, and after a crash in between,
-    training resumes from the previous checkpoint, which needs the previous best weights.
+    New best weights do not replace the file of the previous ones: after a crash, training resumes from the previous
+    checkpoint, which needs the previous best weights.
     """
     return folder / f"{name}-{step:08d}.safetensors"
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Load best weights from their file. Raises DamagedError with the path."""
+    """Load the best weights from `path`. Raises DamagedError."""
     return load_tensors(path, "Run `prefkit train` again: it continues from the previous checkpoint.")[0]
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the files of former best weights, to which no checkpoint in `folder` refers any longer."""
+    """Remove files of best weights to which no checkpoint in `folder` refers any longer."""
     best: set[Path] = set()
     for path in folder.glob("checkpoints/step-*/state.json"):
-        with suppress(DamagedError):  # a checkpoint that cannot be used needs no weights
+        with suppress(DamagedError):  # a damaged checkpoint needs no weights
             best |= set(_best(folder, read_state(path.parent)))
     for path in {*folder.glob(f"{BEST}-*.safetensors"), *folder.glob(f"{BEST_SAMPLES}-*.safetensors")} - best:
         path.unlink(missing_ok=True)
 
 
 def check_weights(folder: Path, state: Mapping[str, Any]) -> None:
-    """Rename a file of best weights that a checkpoint's state refers to if it is damaged, and raise DamagedError."""
+    """Check the best weights to which a checkpoint's state refers: rename a damaged file and raise DamagedError."""
     for path in _best(folder, state):
         try:
             load_weights(path)
@@ -86,7 +86,7 @@ def check_weights(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def _best(folder: Path, state: Mapping[str, Any]) -> list[Path]:
-    """Return the files of best weights that a checkpoint's state refers to."""
+    """Return the files of best weights to which a checkpoint's state refers."""
     paths = []
     if state.get("stopping", {}).get("best", -1) >= 0:
         paths.append(weights_path(folder, BEST, state["stopping"]["step"]))

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per optimizer step, and one per measurement on the held-out pairs."""
+"""metrics.jsonl, with one line per optimizer step (online: per round) and one per measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOARDS = ("none", "tensorboard")
 
 
 class Log:
-    """Writes metrics.jsonl. Opening it at `step` drops the lines of later steps; opening it at step 0 clears it."""
+    """Writes metrics.jsonl. Opening the file at `step` drops the lines of later steps (at step 0, all lines)."""
 
     def __init__(self, path: Path, step: int, report_to: str) -> None:
         kept = [row for row in read_lines(path) if row.get("step", step + 1) <= step] if step else []
@@ -62,7 +62,7 @@ def _board(folder: Path, step: int, report_to: str) -> Any:
 
 
 class WinnerRegressionWarning:
-    """Warns while the winners' smoothed advantage is negative, so the policy fits them worse than at the start."""
+    """Warns while the winners' smoothed advantage is negative: the policy fits winners worse than before training."""
 
     def __init__(self) -> None:
         self.smooth, self.below = 0.0, 0

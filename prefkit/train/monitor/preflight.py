@@ -1,17 +1,16 @@
-"""Preflight: compares the initial model's error on the pairs' candidates with its error on its own samples.
+"""Preflight: warns if the pairs' images are far from what the initial model generates.
 
-Offline objectives compare the policy with the initial model on noised images of the pairs. If the initial model did not
-make these images and cannot denoise them, winners and losers are both far from its samples, and the margin between them
-says little about its samples.
+Offline objectives compare the policy with the initial model on noised images of the pairs. If the initial model cannot
+denoise these images, the margin between winners and losers says little about the images that the model generates.
 
-The initial model's errors are measured on at most 16 of the pairs' images that it did not make, and on at most 16 of
-its candidates in the run (for the same requests where possible), at one fixed draw per image and time bin; the i-th
-images of both sets share their noise. The ratio is the geometric mean over the bins of mean error / mean error on own
-samples; its 95 % interval comes from a bootstrap over the images of each set. The pairs' images count as far if the
-ratio is above 1.25 and the whole interval above 1. The 1.25 is a rule of thumb, not a measured limit; sets of fewer
-than 4 images are not compared. A ratio below 1 does not cause a warning: the embedded `tiny` model has a lower error on
-renders like its training images than on its own samples. The guidance of the candidates is not corrected for, and masks
-are ignored.
+The initial model's errors are measured on two sets of at most 16 images: images of the pairs that the model did not
+make, and the model's own samples, which are its candidates in the run (for the same requests where possible). Each
+image has one fixed draw per time bin, and the i-th images of both sets share their noise. The ratio is the mean error
+on the pairs' images divided by the mean error on own samples, as a geometric mean over the bins. Its 95 % interval
+comes from a bootstrap over the images of each set. The pairs' images count as far if the ratio is above 1.25 and the
+whole interval is above 1. The limit of 1.25 is a rule of thumb. Sets of fewer than 4 images are not compared. A ratio
+below 1 causes no warning: the embedded `tiny` model has a lower error on renders like its training images than on its
+own samples. The candidates' guidance is not corrected for, and masks are ignored.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ COLUMNS = ("id", "request_id", "index", "seed", "error")
 OWN = "skipped: the initial model made all candidates of the pairs"
 NONE = "not measured: the run has no candidates made by the initial model"
 TOO_FEW = (
-    f"not measured: this needs {MINIMUM} candidates that the initial model made, and {MINIMUM} others in the pairs"
+    f"not measured: this needs {MINIMUM} candidates made by the initial model and {MINIMUM} other images in the pairs"
 )
 MEASURED = "measured"
 
@@ -64,7 +63,7 @@ def groups_to_measure(plan: Any, data: PairData) -> tuple[str, PairData, PairDat
 def foreign(plan: Any, data: PairData) -> list[Group]:
     """Return the pairs' images to measure, one per group: at most 16 that the initial model did not make.
 
-    Images count even if no training step visits them. Empty if the run has no images made by the initial model.
+    Images that no training step visits are included. Returns [] if the run has no images made by the initial model.
     """
     own = _own_candidates(plan)
     groups = [group for group in singles(data.pairs) if group.images[0].candidate not in own] if own else []
@@ -80,13 +79,13 @@ def complete(plan: Any, data: PairData) -> bool:
 
 
 def _numbered(data: PairData, groups: list[Group]) -> PairData:
-    """Return the groups with ids made from their position, so that the i-th images of two sets share their draws."""
+    """Return the groups with ids made from their position, so that the i-th images of both sets share their draws."""
     numbered = [replace(group, id=digest("preflight", i), row=i) for i, group in enumerate(groups)]
     return PairData(numbered, data.latents, data.conditions, data.requests)
 
 
 def _own_candidates(plan: Any) -> dict[str, str]:
-    """Return {candidate id: request id} of all candidates without an error that the initial model itself made."""
+    """Return {candidate id: request id} of all successful candidates that the initial model made."""
     requests: dict[str, str] = {}
     for name in _own_generators(plan):
         frame = plan.store.candidates(name).frame(["id", "request_id", "error"])
@@ -96,7 +95,7 @@ def _own_candidates(plan: Any) -> dict[str, str]:
 
 
 def _own_generators(plan: Any) -> list[str]:
-    """Return the generators that use the initial model: the same base, adapters and quantization."""
+    """Return the names of generators that use the initial model, with its base, adapters and quantization."""
     start, bits = dict(plan.revision["adapters"]), plan.revision.get("quantize")
     specs = {name: plan.store.candidates(name).spec() or {} for name in plan.generators}
     return [n for n, spec in specs.items() if spec.get("adapters", {}) == start and spec.get("quantize") == bits]
@@ -108,7 +107,7 @@ def _group(candidate: Candidate, size: tuple[int, int]) -> Group:
 
 
 def compare(foreign: np.ndarray, own: np.ndarray) -> dict[str, Any]:
-    """Compare the errors [images, bins] on the pairs' images (`foreign`) with those on own samples (`own`).
+    """Compare the errors [images, bins] on the pairs' images (`foreign`) with those on the model's own samples (`own`).
 
     Returns the mean errors and their ratio by bin, the overall ratio, its 95 % interval, and `far`: True if the ratio
     is above FAR and the whole interval is above 1.
@@ -130,7 +129,7 @@ def _log_ratio(foreign: np.ndarray, own: np.ndarray) -> np.ndarray:
 def preflight(loop: Any, plan: Any, data: PairData) -> dict[str, Any]:
     """Measure the initial model once, write <folder>/preflight.json, and warn if the pairs are far from its samples.
 
-    All processes measure, since a sharded network needs all of them; rank 0 writes and prints.
+    All processes measure, because a sharded network needs all of them; rank 0 writes and prints.
     """
     path = loop.folder / "preflight.json"
     state, *sets = groups_to_measure(plan, data)
@@ -160,14 +159,14 @@ def _print(loop: Any, report: dict[str, Any]) -> None:
         return
     low, high = report["interval"]
     text = (
-        f"{label}: error on the pairs' candidates is {report['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on the "
-        "initial model's own samples"
+        f"{label}: the initial model's error on the pairs' candidates is {report['ratio']:.2f} times its error on "
+        f"its own samples (95 % interval {low:.2f} to {high:.2f})"
     )
     if report["far"] and loop.objective.reference != "none":
         output.warn(
             f"{text}, so they are far from what this model generates, and their margins say little about its samples. "
-            "Train with objective sft on the winners first and continue from that model, use objective mapo, which has "
-            "no reference, or make the pairs from the model's own candidates (prefkit generate, score, pair)."
+            "Train with objective sft on the winners first and continue from the result; or use objective mapo, which "
+            "has no reference; or make the pairs from the model's own candidates (prefkit generate, score, pair)."
         )
     else:
         output.note(f"{text}.")

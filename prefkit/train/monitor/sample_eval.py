@@ -1,10 +1,10 @@
 """Over-optimisation alarm for offline training, based on samples for requests that are not trained on.
 
-At the start and every `watch_every` steps the policy samples at fixed seeds, with the settings of the recipe's
-generator. The scorers of `train.watch` score the images, and their diversity within a request is measured as in eval.
-The alarm is raised if the scores have fallen by `stop_drop` times their std at the start, or the diversity to below
-three quarters of its value at the start, while the implicit accuracy on the training pairs since the last evaluation is
-above 0.5. Objectives without a reference have no implicit accuracy, so for them a fall alone raises the alarm.
+Before the first step and every `watch_every` steps, the policy generates samples at fixed seeds, with the settings of
+the recipe's generator. The scorers in `train.watch` score the samples, and diversity is measured as in eval.
+The scores have fallen if they are `stop_drop` stds below the first evaluation; the diversity has fallen if it is below
+three quarters of its first value. If either has fallen, the alarm is raised, unless the implicit accuracy on the
+training pairs since the last evaluation is at most 0.5. (Objectives without a reference have no implicit accuracy.)
 
 Training keeps only the denoiser in memory. For an evaluation, rank 0 loads the VAE, the text encoders and the scorers,
 and releases them afterwards. An evaluation does not touch the random state of training and changes no weight.
@@ -41,17 +41,17 @@ from prefkit.train.policy import without_dropout
 from prefkit.types import Candidate, Request, caption_key, digest
 
 FIT = (
-    "It loads the VAE, the text encoders and the scorers next to the denoiser: free the device, or remove "
+    "The evaluation loads the VAE, the text encoders and the scorers next to the denoiser: free the device, or remove "
     "train.NAME.watch."
 )
-DROP = 0.5  # std, if stop_drop is 0
-DIVERSITY = 0.75  # fraction of the start's diversity below which it counts as fallen
+DROP = 0.5  # fall of the scores, in stds, that raises the alarm if stop_drop is 0
+DIVERSITY = 0.75  # the diversity has fallen if it is below this fraction of its first value
 
 
 class SampleEvaluation:
-    """Evaluates samples during an offline training. plan: loads the models; folder: train/<name>.
+    """Evaluates samples during offline training. plan: loads the models; folder: train/<name>.
 
-    stopped: the reason to end training, "" as long as there is none.
+    stopped: the reason to end training, or "" if there is none.
     """
 
     def __init__(self, plan: Any, config: Train, requests: Sequence[Request], folder: Path) -> None:
@@ -60,7 +60,7 @@ class SampleEvaluation:
         self.first: dict[str, list[float]] = {}
         self.diversity: float | None = None
         self.best, self.best_step, self.below, self.stopped = -math.inf, 0, 0, ""
-        self.accuracy, self.steps = 0.0, 0  # sum of the implicit accuracy since the last evaluation, and its steps
+        self.accuracy, self.steps = 0.0, 0  # sum of the implicit accuracy since the last evaluation, number of steps
         first = self.requests[0]  # unknown scorers, missing keys and licences are reported before the first step
         self._scorers().check(Candidate("", first.request_id, 0, 0, prompt=first.prompt, image=b"", extra=first.extra))
 
@@ -75,7 +75,7 @@ class SampleEvaluation:
         return step == self.config.steps or step % self.config.watch_every == 0
 
     def observe(self, metrics: Mapping[str, float], objective: Any) -> None:
-        """Include a step's implicit accuracy in the next evaluation. metrics: identical in all processes."""
+        """Add a step's implicit accuracy to the next evaluation. metrics: the same in all processes."""
         if objective.reference != "none" and "implicit_accuracy" in metrics:
             self.accuracy, self.steps = self.accuracy + metrics["implicit_accuracy"], self.steps + 1
 
@@ -98,7 +98,7 @@ class SampleEvaluation:
                     f"{output.duration(time.monotonic() - begun)}; this is repeated every {self.config.watch_every} "
                     "steps."
                 )
-        # best_step: all processes may have to load its weights
+        # all processes may have to load the weights of best_step
         self.stopped, self.best_step = loop.processes.group.broadcast([self.stopped, self.best_step])
 
     # -- one evaluation -------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class SampleEvaluation:
         """Return a function (requests, seeds) -> samples of the current policy."""
         model, net = self.plan.recipe.model, loop.policy.net
         pipe = load_pipeline(
-            **model_arguments(replace(model, adapters={}, quantize=None)),  # the policy's network is used
+            **model_arguments(replace(model, adapters={}, quantize=None)),  # the policy's network replaces the denoiser
             device=str(loop.processes.device),
             dtype=self.plan.frozen_dtype,
             scheduler=self.settings.scheduler,
@@ -147,7 +147,7 @@ class SampleEvaluation:
         return autocast_sample
 
     def _alarm(self, loop: Any, report: Mapping[str, Any], accuracy: float | None) -> bool:
-        """Return True if this evaluation raises the alarm. Save the best weights if needed; decide whether to stop."""
+        """Save new best weights, decide whether to stop, and return True if this evaluation raises the alarm."""
         if report["gain"] > self.best:
             self.best, self.best_step = report["gain"], loop.step
             if self.config.stop_drop:
@@ -163,16 +163,18 @@ class SampleEvaluation:
             )
         fallen = []
         if report["gain"] <= -(self.config.stop_drop or DROP):
-            fallen.append(f"held-out scores fell by {-report['gain']:.2f} std ({', '.join(self.config.watch)})")
+            fallen.append(f"watched scores fell by {-report['gain']:.2f} std ({', '.join(self.config.watch)})")
         if self.diversity and report["diversity"] < DIVERSITY * self.diversity:
-            fallen.append(f"the diversity of samples fell to {report['diversity'] / self.diversity:.0%} of the start's")
+            fallen.append(
+                f"the samples' diversity fell to {report['diversity'] / self.diversity:.0%} of its first value"
+            )
         alarm = bool(fallen) and (accuracy is None or accuracy > 0.5)
         self.below = self.below + 1 if alarm else 0
         if alarm:
             reason = " and ".join(fallen)
             rising = "" if accuracy is None else f" while the implicit accuracy on the training pairs is {accuracy:.2f}"
             output.warn(
-                f"{where}: over-optimisation: {reason}{rising}. The policy may now fit only the pairs: look at the "
+                f"{where}: over-optimisation: {reason}{rising}. The policy may now fit only the pairs. Look at the "
                 f"images in {self.folder / 'watch'}, and try fewer steps, a larger beta or a smaller learning_rate."
             )
             if self.config.stop_drop and self.below >= EVALUATIONS:
@@ -207,8 +209,8 @@ def sample_evaluation(
     chose = set((trained_on(folder) or {}).get("scorers") or ()) & set(config.watch)
     if chose:
         output.warn(
-            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score shows failed training, "
-            "not over-optimisation. Watch another scorer too."
+            f"{where}: {', '.join(sorted(chose))} chose the pairs, so a fall of this score would mean failed "
+            "training, not over-optimisation. Watch another scorer too."
         )
     return SampleEvaluation(plan, config, requests, folder)
 
@@ -216,7 +218,7 @@ def sample_evaluation(
 def not_trained_on(
     run: Sequence[Request], data: PairData, training: Sequence[PairRow], held: Sequence[PairRow]
 ) -> list[Request]:
-    """Return the requests of held-out pairs and the run's `train` requests without a pair, ordered by a hash.
+    """Return the requests of held-out pairs, and the run's `train` requests without pairs, in the order of a hash.
 
     Requests of splits other than `train` are excluded, even if pairs were made from them.
     """
@@ -228,5 +230,5 @@ def not_trained_on(
 
 
 def _settings(generators: Mapping[str, Generate]) -> Generate:
-    """Return the recipe's first diffusers generator that samples the recipe's own model."""
+    """Return the recipe's first diffusers generator that uses the recipe's model."""
     return next(settings for settings in generators.values() if settings.use == "diffusers" and settings.model is None)

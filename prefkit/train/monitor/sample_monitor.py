@@ -1,4 +1,4 @@
-"""Evaluation of samples by the watched scorers, at fixed seeds, for requests that are not trained on."""
+"""Evaluates the policy's samples with the watched scorers, at fixed seeds, for requests that are not trained on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prefkit.store.files import write_whole
 from prefkit.types import Candidate, Request
 
 SEEDS = 2
-COLUMNS = 8  # of the picture
+COLUMNS = 8  # of the picture that shows all samples
 EVALUATIONS = 2  # alarms in a row that stop training
 OUT_OF_MEMORY = "Free the device, or sample smaller images (generate.NAME.height and width)."
 
@@ -39,7 +39,7 @@ class SampleSpec:
 
 
 def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled, latents: bool) -> Candidate:
-    """Return a sample as a candidate (failed if it is not finite). latents: store its latents as the payload."""
+    """Return a sample as a candidate, failed if not finite. latents: store the sample's latents as the payload."""
     request, index, seed = spec.request, spec.index, spec.seed
     id = candidate_id(dict(settings), request, index, seed)
     candidate = Candidate(id, request.request_id, index, seed, prompt=request.prompt, extra=request.extra)
@@ -53,8 +53,8 @@ def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled
 class SampleMonitor:
     """Samples the policy at fixed requests and seeds, and scores the images.
 
-    sample: (requests, seeds) -> images; scorer_set: rewards and watched scorers; first: [mean, std] by score name, from
-    the first evaluation.
+    sample: function (requests, seeds) -> images; scorer_set: rewards and watched scorers; first: [mean, std] by score
+    name, from the first evaluation.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SampleMonitor:
     ) -> None:
         self.sample, self.scorer_set, self.watched, self.rewards = sample, scorer_set, list(watched), list(rewards)
         self.folder = folder
-        hint = "; the samples stay the same but for rounding"
+        hint = "; the samples stay the same except for rounding"
         self.batch_size = AdaptiveBatchSize(batch, "sample evaluation", hint=hint, remedy=OUT_OF_MEMORY)
         self.specs = [
             SampleSpec(request, index, candidate_seed(seed, f"watch {request.request_id}", index))
@@ -83,8 +83,7 @@ class SampleMonitor:
     def evaluate(self, name: str) -> dict[str, Any]:
         """Sample and score; return mean and std by score name, the gains and the diversity.
 
-        Gains are relative to the first evaluation, in its stds. name: name of the picture file to write, without
-        suffix.
+        Gains are differences from the first evaluation, in its stds. name: picture file to write, without suffix.
         """
         specs = self.specs
         images = self.batch_size.each(
@@ -118,7 +117,7 @@ class SampleMonitor:
             warn(f"{where}: {broken} of {len(images)} images are not finite and count as failed.")
 
     def gain(self, report: Mapping[str, Any], aliases: Sequence[str]) -> float:
-        """Return the mean of (now - first) / first std over these scores, above 0 if better; 0 without scores."""
+        """Return the mean of (now - first) / first std of these scores: above 0 if they improved, 0 without scores."""
         signs = self.scorer_set.signs()
         gains = [
             signs[alias] * (report[alias]["mean"] - mean) / (std or 1.0)
@@ -143,7 +142,7 @@ class SampleMonitor:
 
 
 class StopRule:
-    """Stops when the watched scores fall while the reward rises: the policy is then improving only the reward.
+    """Stops training when the watched scores fall while the reward rises: the policy then improves only the reward.
 
     drop: smallest fall that counts, in stds of the watched scores at the first evaluation; training stops after
     EVALUATIONS such falls in a row.
@@ -153,7 +152,7 @@ class StopRule:
         self.drop, self.below = drop, 0
 
     def update(self, gain: float, reward_gain: float) -> bool:
-        """Return True if training is to stop. gain: mean over the watched scores of (now - first) / first std."""
+        """Return True if training must stop. gain, reward_gain: see SampleMonitor.gain."""
         falling = self.drop > 0 and gain <= -self.drop and reward_gain > 0
         self.below = self.below + 1 if falling else 0
         return self.below >= EVALUATIONS

@@ -1,4 +1,4 @@
-"""Measures held-out pairs at fixed draws over the whole range of times, since the loss of a step shows no progress."""
+"""Measures held-out pairs at fixed draws over all times, because the loss of single steps does not show progress."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prefkit.train.data.pairs import PairRow
 from prefkit.types import caption_key, digest
 
 BINS = 5
-VISIT = -1  # visits of training are 0, 1, ...; those of the bins are -1, -2, ...
+VISIT = -1  # training uses visits 0, 1, ...; the time bins use visits -1, -2, ...
 MAX_FRACTION = 0.2
 
 
 def split(pairs: Sequence[PairRow], count: int) -> tuple[list[PairRow], list[PairRow]]:
-    """Split into (training, held out): whole prompts are held out, in the order of a hash, up to `count` pairs.
+    """Split pairs into (training, held out), with all pairs of a prompt in the same part.
 
-    At most a fifth of the pairs is held out; no prompt is in both parts.
+    A hash selects the held-out prompts. At most `count` pairs, and at most a fifth of all, are held out.
     """
     by_prompt: dict[str, list[PairRow]] = {}
     for pair in pairs:
@@ -68,10 +68,10 @@ def errors_by_bin(
 
 @dataclass
 class Validation:
-    """Margins of held-out pairs at fixed draws, one per pair and time bin.
+    """Measures the margins of held-out pairs at one fixed draw per pair and time bin.
 
-    reference: errors of the initial model, measured once. scale: beta / 2 for objectives with a beta, so that margins
-    are the objective's z; else 1, so that they are plain differences of errors.
+    reference: errors of the initial model, measured once. scale: factor of the margins: beta / 2 for objectives with a
+    beta, which makes the margin the objective's z, else 1.
     """
 
     family: Any
@@ -82,7 +82,7 @@ class Validation:
     reference: Tensor | None = None
 
     def errors(self, measure: Callable[[Batch], Tensor], share: tuple[int, int]) -> Tensor:
-        """Return the errors of winner and loser, [pairs, BINS, 2] float64; 0 for pairs outside of this process's share.
+        """Return the errors of winner and loser, [pairs, BINS, 2] float64; 0 for pairs outside this process's share.
 
         measure: see errors_by_bin. share: (rank, processes).
         """

@@ -1,1 +1,1 @@
-"""Objectives, which turn errors on winners and losers into one loss per group. One file each, found by its name."""
+"""Objectives: losses for groups of images or for denoising steps. The file name is the objective's name."""

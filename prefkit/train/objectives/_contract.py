@@ -1,4 +1,4 @@
-"""Contract of an objective, checked at every step: one loss per group, and metrics of the same shape."""
+"""Checks at every step that an objective returns one loss per group, and metrics of the same shape."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from prefkit.types import Groups
 def loss_of(objective: Any, count: int, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Return `objective.loss(*arguments)`: the loss [count] and metrics, each [count].
 
-    Raises PluginError for any other result. An objective from outside prefkit gets its own copy of Groups, because all
-    heads of the network share them.
+    Raises PluginError for any other result. All heads share one Groups object, so an objective from outside prefkit,
+    which might change it, gets a copy.
     """
     name = type(objective).__name__
     if not is_own(objective):
@@ -42,7 +42,7 @@ def loss_of(objective: Any, count: int, *arguments: Any) -> tuple[Tensor, dict[s
 
 
 def _has_gradient(arguments: tuple[Any, ...]) -> bool:
-    """True if one of the network's outputs among the arguments carries a gradient."""
+    """True if any tensor in the dataclasses among the arguments requires a gradient."""
     rows = [item for item in arguments if is_dataclass(item)]
     values = [getattr(row, field.name) for row in rows for field in fields(row)]
     return any(isinstance(value, Tensor) and value.requires_grad for value in values)

@@ -1,17 +1,17 @@
-"""Common part of the pairwise objectives: four errors per pair, and the margin z and metrics computed from them.
+"""Common part of the pairwise objectives: the margin z, computed from four errors per pair, and the metrics.
 
     a = r - e,    h = a_w - a_l,    z = (beta / 2) h,    loss = of_z + sft e_w
 
-e_w, e_l  the policy's squared error on winner and loser, means over the latent elements, at one time and one noise
-r_w, r_l  the reference's errors, at the policy's time and noise
-a         advantage over the reference: above 0 where the policy is better than it
-beta      how strongly the policy is held to the reference, with the same meaning for every function of z
-sft       weight of the winner's own error, so that winners do not get worse while the margin grows
+e_w, e_l  the policy's squared errors on winner and loser, means over the latent elements, at one shared time and noise
+r_w, r_l  the reference's errors at the same time and noise
+a         advantage of an image, above 0 if the policy's error is smaller than the reference's
+beta      how strongly the policy is held to the reference; it has the same meaning in all objectives that use z
+sft       weight of the winner's error in the loss, which keeps winners from getting worse while the margin grows
 
-auto_beta: beta is lowered as margins grow, so that sigma(-z), by which DPO's gradient is scaled, stays near AIM for the
-average pair: beta_k = 2 logit(1 - AIM) / m_k, between beta / 100 and beta. m_k is the mean of |h| over the global
+auto_beta lowers beta as margins grow, so that the factor sigmoid(-z) in DPO's gradient stays near AIM for the average
+pair: beta_k = 2 logit(1 - AIM) / m_k, between beta / 100 and beta. m_k is the running mean of |h| over the global
 batches before step k, so beta does not depend on the split into micro-batches or processes. SimpleTuner has a similar
-option on summed errors; no paper describes it.
+option, on summed errors; no paper describes it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ LOWEST = 0.01
 
 @dataclass(frozen=True)
 class PairOptions:
-    #: strength of the pull to the reference, for errors that are means over the latent elements
+    #: how strongly the policy is held to the reference; errors are means over the latent elements
     beta: float = 2000.0
-    #: weight of an SFT term, which is the winner's own error
+    #: weight of the winner's error, which is added to the loss (SFT)
     sft: float = 0.0
-    #: lower beta as margins grow, so that the gradient's factor stays near 0.2; beta is then the upper limit
+    #: lower beta as margins grow, so that sigmoid(-margin) stays near 0.2; `beta` is then the upper limit
     auto_beta: bool = False
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Quantities of G pairs, [G] each. win, lose: advantages over the reference. p: probability that win is better."""
+    """Quantities of G pairs, each [G]. win, lose: advantages. p: probability that the winner is better."""
 
     z: Tensor
     win: Tensor
@@ -56,14 +56,14 @@ class Terms:
 
 
 def sides(values: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-    """Split values [2 G, ...], in any order of samples, into (winners, losers), each [G, ...] by group."""
+    """Split values [2 G, ...], in any order, into (winners, losers), each [G, ...] in the order of the groups."""
     order = (2 * groups.index + groups.rank).argsort()
     win, lose = values[order].unflatten(0, (-1, 2)).unbind(1)
     return win, lose
 
 
 def pair_metrics(z: Tensor, win: Tensor, lose: Tensor) -> dict[str, Tensor]:
-    """Return the metrics of G pairs, each [G]; exact ties count as half correct."""
+    """Return the metrics of G pairs, each [G]; a margin of 0 counts as half correct."""
     accuracy = (z > 0).float() + 0.5 * (z == 0).float()
     metrics = {"implicit_accuracy": accuracy, "margin": z, "win_advantage": win, "lose_advantage": lose}
     return {name: value.detach() for name, value in metrics.items()}
@@ -82,7 +82,7 @@ class Pairwise:
         self.gap = 0.0  # running mean of |h|
 
     def of_z(self, terms: Terms) -> Tensor:
-        """Return the loss [G] of G pairs. This is the only method that a subclass has to define."""
+        """Return the loss [G] of G pairs."""
         raise NotImplementedError
 
     @property
@@ -108,7 +108,7 @@ class Pairwise:
             metrics |= {"gap": (win - lose).detach().abs(), "beta": win.detach() * 0 + beta}
         return loss, metrics
 
-    # -- between steps: means over the global batch, and what a checkpoint holds -----------------------------------
+    # -- state that changes between steps --------------------------------------------------------------------------
     def observe(self, means: Mapping[str, float]) -> None:
         if self.options.auto_beta:
             gap = means["gap"]

@@ -3,11 +3,11 @@
     loss = (R - z)^2,    R = R_ca(winner) - R_ca(loser)
 
 R_ca  the calibrated reward of an image: the probability that it beats another image of the same request
-z     the margin of train/objectives/_pairwise.py
+z     the margin, defined in train/objectives/_pairwise.py
 
-Departures: in a pair, an image has only one other image to beat, so R = p - (1 - p) = 2 p - 1, with the pair's p. With
-`target: score_gap`, R is the pair's score_gap, for pairs whose scores are already win rates. The paper's weight by
-noise level is left out; use train.NAME.time_sampling instead.
+Departures: an image competes only with the other image of its pair, so R = p - (1 - p) = 2 p - 1, where p is the pair's
+probability that the winner is better. With `target: score_gap`, R is the pair's score_gap; use this if the scores are
+win rates. The paper's weight by noise level is left out; use train.NAME.time_sampling instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TARGETS = ("p", "score_gap")
 
 @dataclass(frozen=True)
 class CaPOOptions(PairOptions):
-    #: p | score_gap: source of the target margin, 2 p - 1 or the pair's score_gap
+    #: p | score_gap: the target margin is 2 p - 1, or the pair's score_gap
     target: str = "p"
 
 

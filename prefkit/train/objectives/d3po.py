@@ -1,15 +1,16 @@
-"""D3PO: DPO on every step of two sampled chains, Yang et al., arXiv 2311.13231, eq. 12, with the released clamp.
+"""D3PO: DPO on each step of two sampled chains; Yang et al., arXiv 2311.13231, eq. 12, with the released code's clamp.
 
     loss = -log sigmoid(beta [log clamp(r_w, 1 - eps, 1 + eps) - log clamp(r_l, 1 - eps, 1 + eps)])
-    r = p(step; policy) / p(step; reference), log-probabilities being means over the elements of a sample
+    r = p(step; policy) / p(step; reference), where log p is a mean over the elements of a sample
 
-With beta 0.1 and eps 0.1 (the values of FashionDPO, arXiv 2504.12900, and of D3PO) the margin stays within 0.0201, so
-the loss is not informative: watch implicit_accuracy, log_ratio and clamped instead. The clamp is the trust region: a
-step beyond it has no gradient, and without the clamp images disintegrate (D3PO's authors).
+With beta 0.1 and eps 0.1 (used by D3PO and by FashionDPO, arXiv 2504.12900), the margin stays between -0.0201 and
+0.0201, so the loss is not informative: watch implicit_accuracy, log_ratio and clamped instead. The clamp is the trust
+region: a step beyond the clamp has no gradient. D3PO's authors report that images disintegrate without the clamp.
 
-Mistakes in published code that are not copied: an optimizer step after every timestep of a pair, which changes the
-policy within the pair (here gradients are averaged over timesteps); a guidance in training that differs from sampling
-(here the recorded guidance is used in both); checkpoints written before the epoch that they are named after.
+Mistakes in published code that are corrected here:
+- The optimizer steps after every timestep, so the policy changes within a pair; prefkit averages over timesteps.
+- Training and sampling use different guidance; prefkit trains with the guidance recorded in sampling.
+- A checkpoint is written before the epoch that it is named after.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class D3POOptions:
 
 
 class D3PO:
-    """D3PO loss [G] for pairs of steps at the same time, against a frozen reference; log 2 where policy = reference."""
+    """D3PO loss [G] for steps of winner and loser at one time; log 2 where policy = reference, which is frozen."""
 
     Options = D3POOptions
     shape = "step_pair"
@@ -42,13 +43,13 @@ class D3PO:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics, each [G]. new, reference: 2 G steps, winners first; the rest is unused."""
+        """Return the loss [G] and metrics [G]. new, reference: 2 G steps, winners first; unused: old, advantage."""
         assert reference is not None
         return preferred(new.log_prob - reference.log_prob, self.options.beta, self.options.clamp)
 
 
 def preferred(log_ratio: Tensor, beta: float, clamp: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss [G] and metrics, each [G]. log_ratio: log p / p_ref, [2 G], winners first."""
+    """Return the loss [G] and metrics, each [G]. log_ratio: log(p / p_ref), [2 G], winners first."""
     from torch.nn.functional import logsigmoid
 
     clamped = log_ratio.exp().clamp(1 - clamp, 1 + clamp).log()

@@ -2,9 +2,9 @@
 
     r = exp(log p_new - log p_old),    loss = max(-A r, -A clip(r, 1 - clip, 1 + clip))
 
-Log-probabilities are means over the elements of a sample, as in the released code, so that a clip of 1e-4 is the
-published one. With one update per round, r is 1 and the gradient is the score-function estimate (SF, eq. 5);
-`online.updates` above 1 makes it the importance-sampled estimate (IS). `clip: null` disables the clip.
+A is the advantage. Log-probabilities are means over the elements of a sample, as in the released code, so the published
+clip of 1e-4 applies unchanged. With one update per round, r is 1, and the gradient is the score-function estimate (SF,
+eq. 5). With `online.updates` above 1, the gradient is the importance-sampled estimate (IS).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class DDPO:
 def clipped(difference: Tensor, advantage: Tensor, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Return PPO's clipped surrogate (arXiv 1707.06347, eq. 7) as the loss [B], and metrics, each [B].
 
-    difference: log p_new - log p_old, [B]. The metrics clip_high and clip_low are 1 where the clip removes the
-    gradient, which happens above for good samples (advantage > 0) and below for bad ones.
+    difference: log p_new - log p_old, [B]. The metrics clip_high and clip_low are 1 where the upper or lower limit
+    removes the gradient: the upper one for good samples (advantage > 0), the lower one for bad samples.
     """
     ratio = difference.exp()
     metrics = {"ratio": ratio.detach(), "approx_kl": 0.5 * difference.detach() ** 2}

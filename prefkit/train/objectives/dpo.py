@@ -2,19 +2,19 @@
 
     z = (beta / 2) * [(r_w - e_w) - (r_l - e_l)],    loss = -log sigmoid(z)
 
-e_w, e_l  the policy's squared error on winner and loser, at one time and one noise shared by both
-r_w, r_l  the frozen reference's errors, at that time and noise
+e_w, e_l  the policy's squared errors on winner and loser, which share one time and one noise
+r_w, r_l  the frozen reference's errors at the same time and noise
 beta      how strongly the policy is held to the reference
 
-Noisy labels. With q, the probability that the winner is better, and l(z) = -log sigmoid(z):
+Noisy labels. Let q be the probability that the winner is better, and l(z) = -log sigmoid(z):
 label_smoothing eps   q = 1 - eps:  q l(z) + (1 - q) l(-z)                        cDPO, Mitchell 2023
 robust                [(1 - eps) l(z) - eps l(-z)] / (1 - 2 eps), unbiased        Chowdhury et al., arXiv 2403.00409
 labels: soft          q = p of the pair, smoothed by eps
-labels: margin        l((2 p - 1) z)                                              SmPO-Diffusion, beta includes its c
+labels: margin        l((2 p - 1) z)                                              SmPO-Diffusion; its c is part of beta
 
 Departures from the paper's text: errors are means over the latent elements, as in the released code, not squared norms
-(a beta on means equals beta / elements on sums); the factor 1/2 of the derivation is explicit; omega and T are constant
-and part of beta. For flow models the error is that of the velocity, with a constant beta: arXiv 2501.13918 found
+(beta on means equals beta / elements on sums). The factor 1/2 of the derivation is explicit. omega and T are constants
+and part of beta. For flow models, the error is that of the velocity, and beta is constant: arXiv 2501.13918 found
 beta (1 - t)^2 to be worse.
 """
 
@@ -34,11 +34,11 @@ LABELS = ("hard", "soft", "margin")
 
 @dataclass(frozen=True)
 class DPOOptions(PairOptions):
-    #: assumed fraction of wrong labels, from 0 to below 0.5
+    #: assumed fraction of wrong labels, at least 0 and below 0.5
     label_smoothing: float = 0.0
     #: use the unbiased form of label smoothing instead of the conservative one
     robust: bool = False
-    #: hard | soft | margin: how the pairs' p is used; hard ignores p
+    #: hard | soft | margin: how to use a pair's p (probability that the winner is better); hard ignores p
     labels: str = "hard"
 
 

@@ -2,10 +2,10 @@
 
     loss = -log sigmoid(z - strength (beta / 2) max(0, -a_w))
 
-z, a_w    the margin and the winner's advantage, of train/objectives/_pairwise.py
-strength  the paper's lambda: the cost of a policy that is worse at a winner than the reference
+z, a_w    the margin and the winner's advantage, defined in train/objectives/_pairwise.py
+strength  the paper's lambda: the penalty on winners that the policy fits worse than the reference does
 
-Departure: a_w, with the factor beta / 2 that z has, replaces the paper's log ratio of likelihoods.
+Departure: (beta / 2) a_w replaces the paper's log ratio of likelihoods.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DPOPOptions(PairOptions):
-    #: cost of a winner that gets worse, relative to the margin
+    #: penalty if the policy gets worse on a winner, relative to the margin
     strength: float = 1.0
 
 
@@ -35,7 +35,8 @@ class DPOP(Pairwise):
         super().__init__(options)
         if options.strength < 0:
             raise UsageError(
-                f"dpop: strength is {options.strength:g}; a value below 0 would reward winners that get worse."
+                f"dpop: strength is {options.strength:g}; it must be at least 0, because a value below 0 would reward "
+                "winners that get worse."
             )
 
     def of_z(self, terms: Terms) -> Tensor:

@@ -1,16 +1,16 @@
-"""Flow-GRPO: Liu et al., arXiv 2505.05470, eq. 4, with a penalty for leaving the reference.
+"""Flow-GRPO: Liu et al., arXiv 2505.05470, eq. 4, with a KL penalty against the reference.
 
     loss = max(-A r, -A clip(r, 1 - clip, 1 + clip)) + kl |mean - mean_ref|^2 / (2 std^2)
 
-The penalty is the closed form of the divergence of two Gaussians of equal std, a mean over the elements. The released
-code divides by 2 sigma_t^2 without the step's size, so a kl tuned for that code has a different scale here.
+A is the advantage. The penalty is the KL divergence between two Gaussians of equal std, as a mean over the elements.
+The released code divides by 2 sigma_t^2, without the step size, so a `kl` tuned for that code has another scale here.
 
-trust  the method that keeps an update near the policy that sampled:
+trust  the method that keeps an update near the sampling policy, with d = |mean - mean_old|^2 / (2 std^2):
   clip   PPO's clip, as above
-  guard  GRPO-Guard (arXiv 2510.22319): r = exp((log r + |dmean|^2 / (2 std^2)) std), whose mean over samples stays 1
-         at every step, and the loss is divided by the step's size
-  dppo   Flow-DPPO (arXiv 2606.11025): no clip; a term is dropped where |dmean|^2 / (2 std^2) reaches `limit` and the
-         term would move further away (r > 1 with A > 0, r < 1 with A < 0)
+  guard  GRPO-Guard (arXiv 2510.22319): exp((log r + d) std), whose mean over samples stays 1 at every step, replaces r,
+         and the loss is divided by the step size
+  dppo   Flow-DPPO (arXiv 2606.11025): no clip; a sample's term is dropped if d reaches `limit` and the term would move
+         the policy further away (r > 1 and A > 0, or r < 1 and A < 0)
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FlowGRPOOptions:
-    #: the ratio is clipped to 1 - clip .. 1 + clip (trust: clip and guard)
+    #: the ratio is clipped to 1 - clip .. 1 + clip (trust clip and guard only)
     clip: float = 1e-4
-    #: weight of the divergence from the reference; with 0, the reference is not run
+    #: weight of the KL penalty; with 0, the reference is not computed
     kl: float = 0.04
-    #: clip | guard | dppo: trust region
+    #: clip | guard | dppo: method that keeps an update near the sampling policy
     trust: Literal["clip", "guard", "dppo"] = "clip"
-    #: divergence from the sampling policy at which dppo drops a term
+    #: KL divergence from the sampling policy at which dppo drops terms that would increase the divergence
     limit: float = 1e-5
 
 
 class FlowGRPO:
-    """Flow-GRPO loss [B] for single denoising steps with advantages and a penalty for leaving the reference."""
+    """Flow-GRPO loss [B] for single denoising steps with advantages, with a KL penalty against the reference."""
 
     Options = FlowGRPOOptions
     shape = "step"
     group_relative = True
-    needs_mean = True  # of the policy that sampled
+    needs_mean = True  # the loss uses the means of the sampling policy
 
     def __init__(self, options: FlowGRPOOptions) -> None:
         self.options = options
@@ -74,7 +74,7 @@ class FlowGRPO:
 
 
 def divergence(a: Step, b: Step) -> Tensor:
-    """Return the KL divergence [B] of two Gaussians that both have a's std, as a mean over the elements."""
+    """Return the KL divergence [B] between two Gaussians that both have a.std, as a mean over the elements."""
     return ((a.mean - b.mean) ** 2).flatten(1).mean(1) / (2 * a.std**2)
 
 

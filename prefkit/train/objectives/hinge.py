@@ -1,8 +1,8 @@
-"""Hinge on the margin: Zhao et al., SLiC-HF, arXiv 2305.10425, with implicit rewards as in 2309.06657.
+"""Hinge loss on the margin: Zhao et al., SLiC-HF, arXiv 2305.10425, with implicit rewards as in 2309.06657.
 
     loss = max(0, 1 - z)
 
-z  the margin of train/objectives/_pairwise.py; pairs beyond z = 1 have no gradient
+z  the margin, defined in train/objectives/_pairwise.py; pairs with z above 1 have no gradient
 """
 
 from __future__ import annotations

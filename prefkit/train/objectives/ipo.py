@@ -1,11 +1,11 @@
 """IPO: Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, 2310.12036.
 
-    loss = (z - 1/2)^2        with z of train/objectives/_pairwise.py instead of h
+    loss = (z - 1/2)^2
 
-z  the margin, (beta / 2) times the difference of advantages; its optimum is finite, so no pair is pushed without limit
+z  the margin, defined in train/objectives/_pairwise.py; the optimum is finite, so margins do not grow without limit
 
-Departure: the paper has (h - 1 / (2 tau))^2. With z = tau h, this is (z - 1/2)^2 up to a constant factor, and
-beta has the same meaning as for DPO.
+Departure: the paper's loss is (h - 1 / (2 tau))^2. With z = tau h, the paper's loss is (z - 1/2)^2 up to a constant
+factor, and beta has the same meaning as in DPO.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
-"""Diffusion-KTO: good and bad images without partners; Li et al., arXiv 2404.04465, after KTO, 2402.01306.
+"""Diffusion-KTO: learns from single good or bad images; Li et al., arXiv 2404.04465, after KTO, 2402.01306.
 
     loss = w_y (1 - sigmoid(s)),    s = (beta / 2)(a - Q) for desirable images, its negative for undesirable ones
 
-a    advantage over the reference, r - e, of one image
+a    an image's advantage r - e: the reference's error minus the policy's
 Q    the reference point: max(0, mean advantage), without a gradient
-w_y  weight of desirable and undesirable images
+w_y  the option `desirable` or `undesirable`, depending on the image's label
 
-ADHMR (arXiv 2505.10250) adds base_loss * e of the desirable images, the loss that its base model was trained with.
+ADHMR (arXiv 2505.10250) adds base_loss * e for desirable images: the loss that its base model was trained with.
 
-Departures: the factor 1/2, so that beta has the same meaning as for DPO. Q is the mean over the global batch of the
-previous step (0 at the first) instead of the current one, so any split of a batch gives the same result.
-In a pair dataset, every winner is desirable and every loser undesirable; an image that both won and lost is desirable,
-as in the paper ("preferred at least once").
+Departures: the factor 1/2 gives beta the same meaning as in DPO. Q is the mean over the global batch of the previous
+step (0 at the first step), not the current one, so that the result does not depend on how a batch is split.
+An image is desirable if it won at least one pair, as in the paper ("preferred at least once"), else undesirable.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KTOOptions:
-    #: strength of the pull to the reference, as in dpo
+    #: how strongly the policy is held to the reference, as in dpo
     beta: float = 2000.0
     #: weight of desirable images
     desirable: float = 1.0
     #: weight of undesirable images
     undesirable: float = 1.0
-    #: weight of the plain loss of desirable images, added to the objective (0.1 in ADHMR)
+    #: weight of the denoising loss of desirable images, added to the objective (0.1 in ADHMR)
     base_loss: float = 0.0
 
 
 class KTO:
-    """Diffusion-KTO loss [G] for single desirable or undesirable images; w_y / 2 where policy = reference."""
+    """Diffusion-KTO loss [G] for single images labelled desirable or undesirable; w_y / 2 where a = Q."""
 
     Options = KTOOptions
     shape = "single"
@@ -51,7 +50,7 @@ class KTO:
         self.options, self.point = options, 0.0
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics, each [G]. policy, reference: errors [G]; groups.label 1 is desirable."""
+        """Return the loss [G] and metrics, each [G]. policy, reference: errors [G]; groups.label: 1 = desirable."""
         assert reference is not None
         order = groups.index.argsort()
         advantage = (reference.mean - policy.mean)[order]

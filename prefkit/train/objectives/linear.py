@@ -1,14 +1,13 @@
 """Linear-DPO (experimental): a linear utility whose gradients do not vanish, and a moving reference, arXiv 2605.21123.
 
-    loss = w (e_w - e_l),    w = clip(1/2 - slope z, least, 1 - least), without a gradient of its own
+    loss = w (e_w - e_l),    w = clip(1/2 - slope z, least, 1 - least), without a gradient through w
 
-e_w, e_l  the policy's squared error on winner and loser
-z         the margin of train/objectives/_pairwise.py, against the exponential moving average of the policy
+e_w, e_l  the policy's squared errors on winner and loser
+z         the margin of train/objectives/_pairwise.py; the reference is the policy's exponential moving average
 slope     0.4 on z equals the paper's 0.2 on beta h, since z = (beta / 2) h
-least     w stays between least and 1 - least
 
-The loss has no factor beta: use a learning rate as for SFT.
-Departure: the paper's text gives no value for `least` (eta there); 0.05 is our choice.
+The gradient is not scaled by beta, so use a learning rate as for SFT.
+Departure: the paper gives no value for `least` (its eta); 0.05 is prefkit's choice.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 class LinearOptions:
     #: scale of the margin in the weight; the paper uses 100 (SD 1.5) and 500 (SDXL)
     beta: float = 100.0
-    #: how fast the weight falls with the margin
+    #: how fast a pair's weight falls as its margin grows
     slope: float = 0.4
     #: smallest weight of a pair, below 0.5
     least: float = 0.05
@@ -38,7 +37,7 @@ class LinearOptions:
 
 
 class Linear:
-    """Linear-DPO loss [G] for pairs against a moving reference; its gradient is w times that of e_w - e_l."""
+    """Linear-DPO loss [G] for pairs, against a moving reference."""
 
     Options = LinearOptions
     shape = "pair"

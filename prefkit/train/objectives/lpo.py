@@ -1,11 +1,11 @@
-"""Diffusion-LPO (experimental): Plackett-Luce loss for ranked lists; arXiv 2510.01540. For two images it equals DPO.
+"""Diffusion-LPO (experimental): Plackett-Luce loss for ranked lists; equals DPO for two images; arXiv 2510.01540.
 
     s_j = (beta / 2) a_j,    loss = sum over j of [ -s_j + log sum over k >= j of exp(s_k) ],    best first
 
-a_j   advantage over the reference, r - e, of the j-th best image; one time and one noise for the whole list
+a_j   advantage r - e of the j-th best image (reference's error minus policy's); a list shares one time and one noise
 beta  as in dpo
 
-The lists are made from the score gaps of each request's pairs (train/data/groups.py).
+train/data/groups.py makes the lists from the score gaps of each request's pairs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LPOOptions:
-    #: strength of the pull to the reference, as in dpo
+    #: how strongly the policy is held to the reference, as in dpo
     beta: float = 2000.0
 
 
 class LPO:
-    """Diffusion-LPO loss [G] for ranked lists, all of one length m in a batch; log m! where policy = reference."""
+    """Diffusion-LPO loss [G] for ranked lists of one length m per batch; log m! where policy = reference."""
 
     Options = LPOOptions
     shape = "list"
@@ -52,7 +52,7 @@ class LPO:
 
 
 def _upper(length: int) -> tuple[Tensor, Tensor]:
-    """Return the indices (j, k) of all pairs with j < k."""
+    """Return the index tensors (j, k) of all pairs with j < k."""
     import torch
 
     j, k = torch.triu_indices(length, length, 1).unbind(0)

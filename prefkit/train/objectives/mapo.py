@@ -1,14 +1,14 @@
-"""MaPO (experimental): margin-aware preferences without a reference; Hong et al., arXiv 2406.06424.
+"""MaPO (experimental): margin-aware preference optimization without a reference; Hong et al., arXiv 2406.06424.
 
     loss = e_w - weight log sigmoid(steps [phi(e_w) - phi(e_l)]),    phi(x) = s x / (exp(s x) - 1)
 
-e_w, e_l  the policy's squared error on winner and loser
-phi       a decreasing function of the error, 1 at 0: the image's likelihood under the model
-weight    the paper's beta (0.1), renamed because it is not the beta of z
-steps     the paper's T, 1000;  s  the paper's scale, 0.5
+e_w, e_l  the policy's squared errors on winner and loser
+phi       the image's likelihood under the model: 1 at error 0, falling as the error grows
+weight    the paper's beta (0.1), renamed because beta means something else in the other objectives
+steps, s  the paper's T (1000), and the option `scale` (0.5 in the paper)
 
-The loss is a plain sum that includes the SFT term on winners. It needs no forward pass of a reference, which saves a
-third of the compute and the memory of a second network.
+The first term, e_w, is the SFT loss on winners. Without a reference, training saves a third of the compute and the
+memory of a second network.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class MaPO:
         return e_w - self.options.weight * logsigmoid(z), {name: value.detach() for name, value in metrics.items()}
 
     def likeness(self, error: Tensor) -> Tensor:
-        x = (self.options.scale * error).clamp(1e-6, 80.0)  # 0 / 0 below, infinity above
+        x = (self.options.scale * error).clamp(1e-6, 80.0)  # avoids 0 / 0 and infinity
         return x / x.expm1()
 
 

@@ -1,17 +1,18 @@
-"""OFT: D3PO on flow models within a box, the online fine-tuning of Science-T2I, Li et al., arXiv 2504.13129.
+"""OFT: D3PO for flow models inside a box of the image; Science-T2I's online fine-tuning, Li et al., arXiv 2504.13129.
 
-    as d3po, with log p the mean over elements inside the box around the prompt's subject
+    loss as in d3po, but log p covers only the elements inside a box around the prompt's subject
 
-over: area       the sum inside the box divided by the box's number of elements, so that small subjects count equally
-      published  the sum inside the box divided by the number of all elements
+over: area       divide the sum over the box by the box's number of elements, so that small subjects count equally
+      published  divide the sum over the box by the number of all elements
 
-The box comes from `online.mask`: the name of a score whose aspects are box_left, box_top, box_right and box_bottom as
-fractions of the image (a detector). For an image without a box, the full image counts.
+`online.mask` names a score of a detector, whose aspects box_left, box_top, box_right and box_bottom are fractions of
+the image. If an image has no box, the full image counts.
 
-Mistakes in the published code that are not copied: its loss is the mean of a 2 x 2 table, and only one entry of the
-table depends on the policy (a quarter of the gradient, and a logged loss that cannot fall below 0.551); its SDE has -x
-in the drift instead of the +x of the marginal-preserving form (see online/noise.py, whose `sde` is used here); its
-optimizer steps at every timestep unless a run is resumed.
+Mistakes in the published code that are corrected here:
+- Its loss is the mean of a 2 x 2 table in which only one entry depends on the policy. This divides the gradient by 4,
+  and the logged loss cannot fall below 0.551.
+- The drift of its SDE has -x instead of the +x of the marginal-preserving form (`sde` in online/noise.py).
+- Its optimizer steps at every timestep unless a run is resumed.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ class OFTOptions:
     beta: float = 10.0
     #: ratios are clamped to 1 - clamp .. 1 + clamp
     clamp: float = 0.1
-    #: area | published: divisor of the sum inside the box
+    #: area | published: divide the sum over the box by the number of elements in the box, or of all elements
     over: Literal["area", "published"] = "area"
 
 
 class OFT:
-    """OFT loss [G] for pairs of steps at the same time, against a frozen reference; log 2 where policy = reference."""
+    """OFT loss [G] for steps of winner and loser at one time; log 2 where policy = reference, which is frozen."""
 
     Options = OFTOptions
     shape = "step_pair"
@@ -46,7 +47,7 @@ class OFT:
         self.options = options
 
     def loss(self, new: Step, old: Step, reference: Step | None, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics, each [G]. new, reference: 2 G steps, winners first; the rest is unused."""
+        """Return the loss [G] and metrics [G]. new, reference: 2 G steps, winners first; unused: old, advantage."""
         from prefkit.train.objectives.d3po import preferred
 
         assert reference is not None

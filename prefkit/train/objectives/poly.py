@@ -2,10 +2,10 @@
 
     loss = -log sigmoid(z) + alpha (1 - sigmoid(z))
 
-z      the margin of train/objectives/_pairwise.py
-alpha  above 0 for noisy labels (pairs far on the wrong side count less), 0 is DPO, below 0 for labels that are too easy
+z      the margin, defined in train/objectives/_pairwise.py
+alpha  above 0 for noisy labels (pairs with z far below 0 count less), 0 for DPO, below 0 for labels that are too easy
 
-The formula comes from secondary sources; the paper's code is not public.
+The formula comes from secondary sources, because the paper's code is not public.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     loss = -log sigmoid(z) with the gradient through e_l scaled, per pair, by
     share = clip((1 - mu) |g_w|^2 / <g_w, g_l>, 0, 1) where <g_w, g_l> > 0, else 1
 
-g_w, g_l  gradients of the two errors with respect to the network's output: up to a common factor, prediction - target
-mu        safety margin in 0..1: to first order, a step lowers the winner's error by mu times what
-          a step on winners alone would
+g_w, g_l  gradients of e_w and e_l with respect to the network's outputs: prediction - target, up to a common factor
+mu        safety margin from 0 to 1: to first order, a step lowers the winner's error by at least mu times as much as
+          a step on the winner alone
 
-Departure: the released code takes the two products over the whole batch; here each pair has its own.
+Departure: the released code computes one share for the whole batch, prefkit one for each pair.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SDPOOptions:
-    #: strength of the pull to the reference, as in dpo
+    #: how strongly the policy is held to the reference, as in dpo
     beta: float = 2000.0
-    #: safety margin, 0 to 1 (0.9 was used for SD 1.5, 0.6 for SDXL); 1 ignores losers where the two gradients agree
+    #: safety margin, 0 to 1 (0.9 was used for SD 1.5, 0.6 for SDXL); 1 ignores losers if both gradients agree
     mu: float = 0.6
 
 
 class SDPO:
-    """Diffusion-SDPO loss [G] for pairs: equal to DPO's in value, but not in gradient. Needs the policy's residuals."""
+    """Diffusion-SDPO loss [G] for pairs. Its value equals that of DPO, but its gradient does not."""
 
     Options = SDPOOptions
     shape = "pair"
@@ -46,7 +46,7 @@ class SDPO:
         self.options = options
 
     def loss(self, policy: Errors, reference: Errors | None, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss [G] and metrics, each [G]. policy, reference: errors [2 G], the policy's with residuals."""
+        """Return the loss [G] and metrics, each [G]. policy, reference: errors [2 G]; policy has residuals."""
         from torch.nn.functional import logsigmoid
 
         assert reference is not None and policy.residual is not None
@@ -59,7 +59,7 @@ class SDPO:
         return -logsigmoid(z), pair_metrics(z, win, lose) | {"loser_share": share}
 
     def share(self, g_w: Tensor, g_l: Tensor) -> Tensor:
-        """Return the factor [G] of the gradient through e_l. g_w, g_l: gradients, each [G, D]."""
+        """Return the factor [G] that scales the gradient through e_l. g_w, g_l: gradients, each [G, D]."""
         agree = (g_w * g_l).sum(1)
         limit = (1 - self.options.mu) * g_w.square().sum(1) / agree.clamp(min=1e-30)
         return limit.clamp(0, 1).where(agree > 0, 1.0)

@@ -4,7 +4,7 @@
 
 e_w  the policy's squared error on the winner, a mean over the latent elements
 
-The losers and the reference are unused. As a control, this shows how much of an improvement comes from training on good
+Losers and the reference are not used. As a control, SFT shows how much of an improvement comes from training on good
 images alone, without preferences.
 """
 

@@ -1,12 +1,12 @@
-"""Advantages computed from rewards, in float64. A missing reward (NaN) has no advantage (NaN).
+"""Advantages (reward - mean) / (std + constant), in float64. A missing reward (NaN) has no advantage (NaN).
 
-running   DDPO, arXiv 2305.13301, section 4.3: per request the mean and std of its last `buffer` rewards, including the
-          new ones; a request with fewer than `minimum` uses the whole round's. 1e-6 is added to the std.
-global    mean and std of the whole round, + 1e-8
-group     mean and std of the request's samples of this round, + 1e-4 (GRPO, arXiv 2402.03300)
-grouped   the request's mean, the whole round's std, + 1e-4 (Flow-GRPO's released code, arXiv 2505.05470)
+running   mean and std of the request's last `buffer` rewards, including the new ones, or of the whole round if the
+          request has fewer than `minimum`; constant 1e-6 (DDPO, arXiv 2305.13301, section 4.3)
+global    mean and std of the whole round; constant 1e-8
+group     mean and std of the request's samples in this round; constant 1e-4 (GRPO, arXiv 2402.03300)
+grouped   the request's mean, but the whole round's std; constant 1e-4 (Flow-GRPO's released code, arXiv 2505.05470)
 
-Each std divides by n, as numpy and the released code do.
+Each std divides by n, as in numpy and the released code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AdvantageStatistics:
         return advantages
 
     def _mean_and_std(self, request: str, group: np.ndarray, everything: np.ndarray) -> tuple[float, float]:
-        """Return the mean, and the std plus the small constant that keeps it above 0."""
+        """Return the mean, and the std plus the constant of this kind."""
         if self.kind == "global":
             return everything.mean(), everything.std() + 1e-8
         if self.kind == "group":
@@ -61,7 +61,7 @@ class AdvantageStatistics:
 
 
 def count_flat_groups(requests: Sequence[str], rewards: Sequence[float] | np.ndarray) -> int:
-    """Count the groups whose known rewards are all equal, so that nothing can be learned from them."""
+    """Count the groups from which nothing can be learned, because all known rewards are equal."""
     values, names = np.asarray(rewards, dtype=np.float64), np.asarray(requests)
     groups = [values[(names == request) & np.isfinite(values)] for request in dict.fromkeys(requests)]
     return sum(len(group) == 0 or float(np.ptp(group)) == 0.0 for group in groups)

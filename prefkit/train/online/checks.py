@@ -26,9 +26,9 @@ def check_drift(drift: float, limit: float, number: int, config: Train) -> None:
     if not drift <= limit:
         raise TrainingError(
             f"round {number}: before the first update the log-probabilities of training differ from those of sampling "
-            f"by {drift:.2g} (mean over elements), more than online.max_drift {limit:g}, so ratios would be wrong. The "
-            f"usual causes: precision (`{config.precision}`; try `no`, or `fp16` instead of `bf16`), another batch "
-            "shape (set online.sample_batch to batch_size), or guidance or dropout that differs between the passes."
+            f"by {drift:.2g} (mean over elements), more than online.max_drift {limit:g}, so ratios would be wrong. "
+            f"Usual causes: precision `{config.precision}` (try `no`, or `fp16` instead of `bf16`), a different batch "
+            "size (set online.sample_batch to batch_size), or different guidance or dropout in sampling and training."
         )
 
 
@@ -39,6 +39,6 @@ def count_missing(values: np.ndarray, limit: float, errors: Sequence[str], numbe
         raise TrainingError(
             f"round {number}: {missing} of {len(values)} rewards are missing, more than online.max_failed {limit:g} "
             f"allows. The first error: {errors[0] if errors else 'no reason given'}. Fix the cause and run the same "
-            "command: it resumes at the start of the round."
+            "command again: training resumes at the start of the round."
         )
     return missing

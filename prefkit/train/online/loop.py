@@ -1,8 +1,8 @@
-"""Online trainer: samples a round, scores it in parallel, learns from it; resumes exactly at the start of a round.
+"""Online trainer: in each round, it generates samples, scores them in parallel and learns from them.
 
-All randomness is a function of (seed, round, request, sample), so checkpoints hold no random state, and a round that
-was interrupted is repeated with the same numbers. Every process samples whole groups and learns from its own samples;
-updates are means over all processes' samples.
+Random numbers depend only on (seed, round, request, sample), so checkpoints hold no random state, and an interrupted
+round is repeated exactly. Every process generates whole groups and learns from the samples that it generated; updates
+are means over all processes' samples.
 """
 
 from __future__ import annotations
@@ -37,14 +37,11 @@ from prefkit.train.policy import MovingAverage
 from prefkit.train.trainer import TrainingLoop
 from prefkit.types import Candidate, Request
 
-Waiting = list[tuple[list[list[Candidate]], Future[Any]]]  # groups of candidates, and their scores to come
+Waiting = list[tuple[list[list[Candidate]], Future[Any]]]  # groups of candidates, and the future of their scores
 
 
 class OnlineTrainer(TrainingLoop):
-    """The online trainer.
-
-    spec: sampling settings, from which candidate ids are made; export: writes the policy to a folder.
-    """
+    """Online trainer. spec: sampling settings, part of the candidate ids; export: writes the policy to a folder."""
 
     unit, shown = "round", ("reward", "queries")
 
@@ -81,7 +78,7 @@ class OnlineTrainer(TrainingLoop):
         return bool(self.stopped) or self.step >= self.total
 
     def exported_weights(self) -> Any:
-        """Return a context in which the network has the weights that are exported and evaluated."""
+        """Return a context in which the network has the weights that are exported and evaluated (see online.ema)."""
         return self.policy.weights_replaced(self.average.weights) if self.average is not None else nullcontext()
 
     # -- one round ------------------------------------------------------------------------------------------------
@@ -118,19 +115,19 @@ class OnlineTrainer(TrainingLoop):
         return metrics | {f"seconds/{part}": value for part, value in seconds.items()}
 
     def _update(self) -> dict[str, float]:
-        """Make an optimizer step. Raises TrainingError if gradients are not finite or, at step 1, all 0."""
+        """Make an optimizer step. Raises TrainingError if the gradient is not finite or, at the first step, 0."""
         name, number = self.folder.name, self.optimizer.count + 1
         metrics = self.optimizer.step()
         if metrics is None:
             raise TrainingError(
-                f"train {name}: the gradient of update {number} is not finite, so training has stopped; it resumes at "
-                "the start of the round. Try a smaller learning_rate, or precision `bf16` or `no` instead of `fp16`."
+                f"train {name}: the gradient of update {number} is not finite, so training has stopped; it can resume "
+                "at the start of the round. Try a smaller learning_rate, or precision `bf16` or `no` instead of `fp16`."
             )
         if number == 1 and metrics["grad_norm"] == 0.0:
             raise TrainingError(
-                f"train {name}: the first update has no gradient, so nothing would be learned. Either every advantage "
-                "is 0 (a reward that is the same for all samples), or lora.targets are layers that the denoiser does "
-                "not run: change the one that applies."
+                f"train {name}: the first update has no gradient, so nothing would be learned. Either the reward is "
+                "the same for all samples, so that every advantage is 0, or the denoiser does not run the layers in "
+                "lora.targets. Change the reward or lora.targets."
             )
         if self.average is not None:
             self.average.update()
@@ -160,7 +157,7 @@ class OnlineTrainer(TrainingLoop):
         return waiting
 
     def _sample_batch(self, number: int, chains: list[Chains], part: Sequence[SampleSpec]) -> list[Sampled]:
-        """Generate one batch of samples; their recorded chains are appended to `chains`."""
+        """Generate one batch of samples and append its recorded chains, if any, to `chains`."""
         prompts, seeds = [sample.request.prompt for sample in part], [sample.seed for sample in part]
         if not self.learner.records:
             return self.rollout.sampler.sample(prompts, seeds)
@@ -191,7 +188,7 @@ class OnlineTrainer(TrainingLoop):
         return scores
 
     def _reward(self, round_: Round, scores: Scores) -> dict[str, float]:
-        """Compute rewards and advantages of the full round, identically in every process; return metrics about them."""
+        """Compute rewards and advantages of the full round, identically in every process; return their metrics."""
         online, total = self.online, len(round_.samples)
         columns = {name: self._of_all(values_of(scores, name), round_.local, total) for name in self.scorer_set.scorers}
         round_.scores = columns
@@ -208,13 +205,13 @@ class OnlineTrainer(TrainingLoop):
         return metrics | {"queries": float((round_.number + 1) * total)}
 
     def _of_all(self, values: np.ndarray, local: list[int], total: int) -> np.ndarray:
-        """Return the values [total] of all samples, NaN where missing. values: those of samples `local`, made here."""
+        """Return the values [total] of all processes' samples, NaN where missing. values: one per sample in `local`."""
         sums, known = torch.zeros(total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
         sums[local], known[local] = torch.from_numpy(np.nan_to_num(values)), torch.from_numpy((~np.isnan(values)) * 1.0)
         sums, known = self.processes.sum(sums), self.processes.sum(known)
         return torch.where(known > 0, sums, torch.nan).numpy()
 
-    # -- requests that are not trained on -------------------------------------------------------------------------
+    # -- watched requests -----------------------------------------------------------------------------------------
     def evaluate(self, log: Log | None) -> None:
         """Evaluate the watched requests; export the best policy so far, and decide whether to stop."""
         if self.monitor is None or not self.online.watch_every:

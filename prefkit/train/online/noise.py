@@ -2,8 +2,7 @@
 
 ddim   for epsilon and v. With alpha-bar a at this time and a' at the next: sigma^2 = (1 - a') / (1 - a) (1 - a / a'),
        std = eta sigma, mean = sqrt(a') x0 + sqrt(1 - a' - std^2) eps. eta = 1 is DDPM's ancestral noise, 0 is DDIM
-       (arXiv 2010.02502, eq. 12 and 16). After the last step the next time is the scheduler's final one, as in
-       diffusers.
+       (arXiv 2010.02502, eq. 12 and 16). At the last step, a' is the scheduler's final alpha-bar, as in diffusers.
 sde    for flow. The SDE with the marginals of the ODE dx = v dt: dx = [v + s^2 / (2 t) (x + (1 - t) v)] dt + s dw with
        s = level sqrt(t / (1 - t)) (Flow-GRPO, arXiv 2505.05470); at t = 1 the next sigma replaces t in 1 - t.
 dance  for flow. std = level sqrt(dt), mean = x + v dt - level^2 / 2 score dt (DanceGRPO, arXiv 2505.07818).
@@ -11,7 +10,7 @@ cps    for flow. std = t' sin(level pi / 2), mean = (1 - t') x0 + sqrt(t'^2 - st
        (as in Flow-GRPO's later code); the log-probability is -|x' - mean|^2, without a normaliser.
 
 All computations are float32 on [B, ...]. Log-probabilities are means over the elements of a sample, as in DDPO's
-released code, so that a clip of 1e-4 has the same meaning as there.
+released code, so a clip of 1e-4 has the same effect.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from torch import Tensor
 from prefkit.errors import UsageError
 
 LEVELS = {"ddim": 1.0, "sde": 0.7, "dance": 0.3, "cps": 0.8}
-SMALLEST_STD = 1e-6  # a step with a smaller std counts as deterministic: it has no density to learn from
+SMALLEST_STD = 1e-6  # a step with a smaller std counts as deterministic, without a density to learn from
 
 
 @dataclass
 class Times:
-    """Start and end of a batch of steps, [B] float32 each: alpha-bar for ddim, sigma for flow models.
+    """Start (now) and end (then) of a batch of steps, each [B] float32: alpha-bar for ddim, sigma for flow models.
 
     before_one: the sigma that replaces t = 1 in 1 - t.
     """
@@ -49,7 +48,7 @@ class Step:
     sample:   [B, ...] float32, the state after the step
     mean:     [B, ...] float32;  std, dt: [B] (dt: size of the step in sigma; 1 for ddim)
     log_prob: [B], the mean log-density over a sample's elements
-    mask:     [B, ...] in 0..1 for objectives restricted to a part of the image, else None
+    mask:     [B, ...] in 0..1, for objectives that use only a part of the image, else None
     """
 
     sample: Tensor
@@ -60,7 +59,7 @@ class Step:
     mask: Tensor | None = None
 
     def density(self) -> Tensor:
-        """Return the log-density of the normal distribution per element, [B, ...], always with its normaliser."""
+        """Return the log-density of each element under the Gaussian, [B, ...], with the normaliser even for cps."""
         return gaussian(self.sample, self.mean, broadcast(self.std, self.mean))
 
 
@@ -70,7 +69,7 @@ def broadcast(values: Tensor, like: Tensor) -> Tensor:
 
 
 def gaussian(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return the log-density log N(sample; mean, std) per element."""
+    """Return the log-density log N(sample; mean, std) of each element."""
     return -((sample - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
 
 
@@ -143,7 +142,7 @@ class Noise:
         return cls(kind, LEVELS[kind] if level is None else level, prediction, clip)
 
     def step(self, x: Tensor, prediction: Tensor, times: Times, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean [B, ...], std [B] and dt [B]. active: [B] bool; where False, the step is deterministic (std 0).
+        """Return mean [B, ...], std [B] and dt [B]. active: [B] bool; False gives a deterministic step (std 0).
 
         x, prediction: [B, ...] float32, in the scheduler's layout; the prediction is after guidance.
         """

@@ -1,4 +1,4 @@
-"""Online preference learning: a round's samples become pairs, and any offline objective learns from these."""
+"""Online preference learning: a round's samples become pairs, and any offline objective learns from the pairs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REWARD = "reward"
 
 
 def pair_settings(recipe: Recipe, online: Online, where: str) -> Pair:
-    """Return the `pair` entry of online training, with the rewards' weights if that has none. Raises UsageError."""
+    """Return the `pair` entry that online.pair names, with the rewards' weights if it has none. Raises UsageError."""
     if online.pair is not None and online.pair not in recipe.pair:
         raise UsageError(
             f"{where}.pair: {online.pair!r} is not in the recipe; `pair:` has {', '.join(recipe.pair) or 'none'}."
@@ -40,11 +40,11 @@ def pair_settings(recipe: Recipe, online: Online, where: str) -> Pair:
 
 @dataclass
 class PairChooser:
-    """Chooses pairs among a round's samples, with the code that `prefkit pair` uses on a table of scores.
+    """Chooses pairs of a round's samples by their scores, with the same code as `prefkit pair`.
 
-    settings: the entry of `pair`; None pairs the best with the worst sample by reward. samples: number per group.
-    directions: by score name, -1 if lower is better, else 1. Images are not read, so `duplicates` and `degenerate` have
-    no effect.
+    settings: the recipe entry in `pair`; None pairs a group's best sample by reward with its worst. samples: number of
+    samples per group. directions: by score name, -1 if lower is better, else 1. Images are not read, so the keys
+    `duplicates` and `degenerate` have no effect.
     """
 
     strategy: Any
@@ -54,18 +54,15 @@ class PairChooser:
 
     @classmethod
     def of(cls, recipe: Recipe, online: Online, signs: Mapping[str, float], where: str) -> PairChooser:
-        """Return the chooser for a recipe.
-
-        Raises UsageError for an entry that cannot pair a round, PluginError for a broken strategy.
-        """
+        """Return the recipe's chooser. Raises UsageError for unusable settings, PluginError for a broken strategy."""
         pair = pair_settings(recipe, online, where)
         name = online.pair or "best against worst"
         strategy = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")
         pair = settled(pair, strategy, name)
         if hasattr(strategy, "compared"):
             raise UsageError(
-                f"{where}.pair: {pair.use} pairs what people or judges have compared, but a round's samples are new. "
-                "Use a strategy on scores, such as topk_bottomk."
+                f"{where}.pair: {pair.use} needs comparisons by people or judges, but a round's samples are new. Use a "
+                "strategy that uses scores, such as topk_bottomk."
             )
         needs = getattr(strategy, "needs", 2)
         if not 2 <= needs <= online.samples:
@@ -76,10 +73,10 @@ class PairChooser:
         unknown = [name for name in pair.ties if name not in pair.weights]
         if unknown:
             raise UsageError(
-                f"pair.{name}.ties contains {', '.join(unknown)}, but the pairs are made by {', '.join(pair.weights)}. "
-                "Remove it."
+                f"pair.{name}.ties contains {', '.join(unknown)}, but only {', '.join(pair.weights)} make the pairs. "
+                f"Remove {', '.join(unknown)} from `ties`."
             )
-        # a trial on random scores of two requests, with a strategy of its own, finds errors before anything is sampled
+        # a trial with a separate strategy, on random scores of two requests, finds errors before anything is sampled
         trial = plugin_options.make("strategy", pair.use, pair.options, f"pair.{name}")
         rng, count = np.random.default_rng(0), 2 * online.samples
         scores = {name: rng.random(count) for name in pair.weights}
@@ -87,7 +84,7 @@ class PairChooser:
         return cls(strategy, None if online.pair is None else pair, signs, online.samples)
 
     def choose(self, round_: Round) -> list[tuple[int, int, float]]:
-        """Return pairs within groups as (winner's index, loser's index, score gap); identical in every process."""
+        """Return (winner's index, loser's index, score gap) of each chosen pair, in the same order in every process."""
         columns, signs, pair = round_.scores, self.directions, self.settings
         if pair is None:
             columns, signs = {REWARD: round_.rewards}, {REWARD: 1.0}
@@ -96,7 +93,7 @@ class PairChooser:
         scores = np.stack([columns[name] for name in pair.weights], axis=1)
         rows = np.flatnonzero(~lacking(scores, groups, pair.missing))
         seeds = np.array([sample.seed for sample in round_.samples], np.uint64)  # a hash of run, request and sample
-        rows = rows[np.lexsort((seeds[rows], groups[rows]))]  # the order of the samples does not decide ties
+        rows = rows[np.lexsort((seeds[rows], groups[rows]))]  # so that ties do not depend on the order of the samples
         known = {name: columns[name][rows] for name in pair.weights}
         pairs = choose_by(pair, self.strategy, known, signs, pair.weights, groups[rows]).pairs
         if pair.top_pairs is not None and len(pairs) > pair.top_pairs:
@@ -116,8 +113,8 @@ class PairLearner:
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Make `updates` x `epochs` optimizer steps on global batches of the round's pairs; return the mean metrics.
 
-        update: function that makes the optimizer step; called once the gradients are computed. Raises UsageError
-        if a list objective cannot rank the images of the pairs.
+        update: function that makes the optimizer step, called after each gradient computation. Raises UsageError if a
+        list objective cannot rank the pairs' images.
         """
         trainer = self.trainer
         store = Store(round_folder(trainer.folder, round_.number))
@@ -145,7 +142,7 @@ class PairLearner:
         return {key: value / steps for key, value in sums.items()} | {"pairs": len(pairs)}
 
     def _pairs(self, store: Store) -> list[PairRow]:
-        """Return the round's pairs; ids and order depend on prompts and candidate ids, not on pixels or processes."""
+        """Return the round's pairs; their ids and order depend only on prompts and candidate ids."""
         pairs = []
         for pair in read_pairs(PairSource.find(store, NAME)):
             images = tuple(replace(image, key=str(image.candidate)) for image in pair.images)
@@ -171,12 +168,12 @@ class PairLearner:
 
 
 def empty_data() -> PairData:
-    """Return the data of a trainer before its first round."""
+    """Return empty data, which a trainer has before its first round."""
     return PairData([], MemoryCache(), MemoryCache(), {})  # type: ignore[arg-type]
 
 
 class MemoryCache:
-    """Cache with the interface of data.cache.Cache that keeps tensors in CPU memory."""
+    """Cache in CPU memory, with the interface of data.cache.Cache."""
 
     def __init__(self) -> None:
         self.trees: dict[str, Tree] = {}

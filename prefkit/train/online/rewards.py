@@ -1,4 +1,4 @@
-"""Rewards: runs the scorers in parallel with the sampling, and combines their scores to one number per sample."""
+"""Rewards: runs the scorers in parallel with the sampling, and combines their scores into one number per sample."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Job = tuple[Future[Any], Callable[[], Any]]
 
 
 class BackgroundWorker:
-    """A thread that runs jobs in order. A job that hangs is abandoned, and a new thread runs the jobs after it.
+    """Runs jobs in order in a thread. A job that hangs is abandoned, and a new thread runs the jobs after it.
 
-    The threads are daemons, so a thread that hangs in a scorer does not keep the program from ending.
+    Threads are daemons, so a hanging scorer does not keep the program from ending.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class BackgroundWorker:
         return job[0]
 
     def result(self, future: Future[Any], seconds: float) -> Any:
-        """Return the job's result, or None if there is none after `seconds`. Raises the job's own exception."""
+        """Return the job's result, or None if it does not finish within `seconds`. Raises the job's exception."""
         try:
             return future.result(timeout=seconds)
         except NoAnswer:
@@ -68,7 +68,7 @@ class BackgroundWorker:
 
 
 def timed_out(count: int, names: Sequence[str], running: str, seconds: float) -> Scores:
-    """Return failed scores for `count` samples that were not scored in time. running: the scorer that is running."""
+    """Return failed scores for `count` samples that were not scored in time. running: the active scorer."""
     text = f"no answer within {seconds:g} s (running: {running})"
     warn(f"rewards: {text}; {count} samples are left out.")
     return {name: [Score(None, error=text)] * count for name in names}
@@ -81,7 +81,7 @@ def rewards(
     groups: np.ndarray,
     how: str,
 ) -> np.ndarray:
-    """Return rewards [N] float64; NaN if any weighted score of a sample is missing, which drops it from its group.
+    """Return rewards [N] float64. A sample with a missing weighted score gets NaN and is left out of its group.
 
     how  none     the weighted sum of the raw scores
          batch    each score minus its mean over all samples, divided by its std

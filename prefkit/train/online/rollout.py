@@ -1,8 +1,8 @@
-"""Records every denoising step while the pipeline samples, and recomputes these steps under a network.
+"""Records every denoising step while the pipeline samples, and recomputes the steps with any network.
 
-The pipeline itself encodes, packs, prepares the guidance inputs and calls the denoiser. The denoiser's inputs other
-than sample and time are recorded as the condition. The same float32 code turns the denoiser's output into a prediction
-in sampling and in training; the prediction is checked against the one that the pipeline passes to its scheduler.
+The pipeline itself encodes, packs, prepares the guidance inputs and calls the denoiser. The denoiser's inputs except
+sample and time are recorded as the condition. In sampling and in training, the same float32 code turns the denoiser's
+output into a prediction, which is checked against the prediction that the pipeline passes to its scheduler.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prefkit.models.trees import Tree, map_tensors, to_device
 from prefkit.train.online.noise import SMALLEST_STD, Noise, Step, Times, broadcast
 from prefkit.types import digest
 
-Condition = tuple[Tree | None, Tree]  # of one sample: negative (None without guidance), positive
+Condition = tuple[Tree | None, Tree]  # of one sample: (negative, None without guidance; positive)
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Chains:
     seeds: list[int]
 
     def learnable(self, sample: int) -> Tensor:
-        """Return the indices of the sample's stochastic steps; a deterministic one has no density to learn from."""
+        """Return the indices of the sample's stochastic steps. Deterministic steps have no density to learn from."""
         return (self.std[sample] > SMALLEST_STD).nonzero().flatten()
 
     def times(self, steps: Tensor, device: torch.device) -> Times:
@@ -72,17 +72,17 @@ class Chains:
 
 
 def step_noise(seed: int, step: int, like: Tensor) -> Tensor:
-    """Draw the noise of one sample's step, [...] float32 on the CPU: a function of (seed, step) alone."""
+    """Draw a sample's noise for one step, float32 on the CPU, as a function of (seed, step) alone."""
     generator = torch.Generator("cpu").manual_seed(int(digest("step", seed, step, length=16), 16) >> 1)
     return torch.randn(like.shape, generator=generator, dtype=torch.float32)
 
 
 def stochastic_steps(steps: int, window: int, every: int, seed: int, number: int, request: str) -> np.ndarray:
-    """Return a mask [steps] of a chain's stochastic steps: all (window 0), or a window that a whole group shares.
+    """Return a mask [steps] of a chain's stochastic steps: all steps (window 0), or a window of `window` steps.
 
     every: number of rounds after which the window moves by one step (MixGRPO, arXiv 2507.21802: window 4, every 25); 0
-    draws a position per group and round (the fast variant of Flow-GRPO: window 2). Training collapses if members of one
-    group have different windows, so the position is a function of (seed, round, request) alone.
+    draws a position per group and round (Flow-GRPO's fast variant: window 2). Training collapses if the members of a
+    group have different windows, so the position depends only on (seed, round `number`, request).
     """
     if window == 0 or window >= steps:
         return np.ones(steps, dtype=bool)
@@ -97,7 +97,7 @@ def stochastic_steps(steps: int, window: int, every: int, seed: int, number: int
 class Rollout:
     """Samples with `pipe` and recomputes the recorded steps. settings: arguments of models.sample.Sampler.
 
-    autocast: dtype in which the denoiser computes, in sampling and in learning, or None.
+    autocast: dtype for the denoiser's autocast in sampling and in learning, or None.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class Rollout:
         return torch.autocast(self.device.type, self.autocast) if self.autocast is not None else nullcontext()
 
     def training_precision(self) -> Any:
-        """Return a context in which calls of the pipeline compute in the precision of training."""
+        """Return a context in which the pipeline's denoiser computes in the training precision."""
         return forward_as(self.net, self._autocast)
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], active: Tensor) -> tuple[list[Sampled], Chains]:
         """Sample one image per prompt and record its chain. active: [B, S] bool, the stochastic steps of each sample.
 
-        Raises CaptureError if the pipeline calls its denoiser more than once per step, or combines guidance in an
+        Raises CaptureError if the pipeline calls its denoiser more than once per step, or applies guidance in an
         unknown way.
         """
         tape = _Tape(self, len(prompts), seeds, active)
@@ -138,9 +138,9 @@ class Rollout:
     def transition(
         self, net: Any, chains: Chains, rows: Sequence[int], steps: Tensor, keep_mean: bool
     ) -> tuple[Step, Step]:
-        """Return step steps[i] of sample rows[i] for B rows of one condition signature: under `net`, and as sampled.
+        """Return (steps under `net`, steps as sampled): step steps[i] of sample rows[i], with one condition signature.
 
-        keep_mean: give the sampled steps the means of the sampling policy; otherwise those of `net`.
+        keep_mean: the steps as sampled have the means of the sampling policy; otherwise, they have the means of `net`.
         """
         device, rows = self.device, list(rows)
         before, after = chains.states[rows, steps].to(device), chains.states[rows, steps + 1].to(device)
@@ -201,7 +201,7 @@ class _Tape:
         if self.output is not None:
             raise CaptureError(
                 f"{type(self.rollout.pipe).__name__} calls its denoiser more than once per step, so training cannot "
-                "repeat its guidance. Set generate.NAME.guidance to a value that needs one call per step."
+                "reproduce its guidance. Set generate.NAME.guidance to a value that needs one call per step."
             )
         if not self.conditions:
             self._record_conditions(bind(net, args, kwargs))
@@ -254,9 +254,9 @@ class _Tape:
         tolerance = tolerance_of(model_output.dtype) * (1.0 if model_output.dtype == torch.float32 else self.guidance)
         if not same(model_output, prediction, tolerance):
             raise CaptureError(
-                f"{type(pipe).__name__}: its scheduler does not receive negative + {self.guidance:g} (positive - "
-                "negative) of the denoiser's output. Remove guidance_rescale and similar options from "
-                "generate.NAME.call."
+                f"{type(pipe).__name__} does not pass negative + {self.guidance:g} (positive - negative) of the "
+                "denoiser's outputs to its scheduler, so training cannot reproduce its guidance. Remove "
+                "guidance_rescale and similar options from generate.NAME.call."
             )
         return prediction
 
@@ -268,10 +268,10 @@ class _Tape:
 
 
 def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> Tree:
-    """Return the condition of sample i of a batch; the inverse of models.capture.conditions.joined."""
+    """Return sample i's condition from a batch's condition; the inverse of models.capture.conditions.joined."""
     rule = rules.get(path)
     if isinstance(rule, int):
-        return tree.narrow(rule, i, 1).detach().to("cpu", copy=True)  # those of a full round may not fit on the GPU
+        return tree.narrow(rule, i, 1).detach().to("cpu", copy=True)  # a round's conditions may not fit on the GPU
     if rule == "list":
         return [map_tensors(lambda t: t.detach().to("cpu", copy=True), tree[i])]
     if rule == "shared":
@@ -280,11 +280,11 @@ def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> T
         return {key: row(rules, child, i, f"{path}.{key}" if path else str(key)) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
         return type(tree)(row(rules, child, i, f"{path}.{n}" if path else str(n)) for n, child in enumerate(tree))
-    raise CaptureError(f"the denoiser's input {path} was missing when the pipeline was captured.")
+    raise CaptureError(f"the denoiser's input {path} was missing in the capture, so it cannot be split by sample.")
 
 
 def step_times(scheduler: Any, prediction: str, timestep: Any, number: int) -> tuple[float, float, Tensor, float]:
-    """Return (now, then, schedule time [], the sigma that replaces t = 1 in 1 - t) of step `number`."""
+    """Return (start, end, schedule time [], the sigma that replaces t = 1 in 1 - t) of step `number`; see Times."""
     if prediction == "flow":
         sigmas = scheduler.sigmas
         return float(sigmas[number]), float(sigmas[number + 1]), sigmas[number].detach().cpu().float(), float(sigmas[1])
@@ -305,8 +305,8 @@ def set_recordable_scheduler(pipe: Any, prediction: str) -> None:
     if prediction == "flow":
         if kind != "FlowMatchEulerDiscreteScheduler":
             raise UsageError(
-                f"online training of a flow model draws its samples with FlowMatchEulerDiscreteScheduler, but the "
-                f"pipeline has {kind}. Remove generate.NAME.scheduler."
+                f"online training of a flow model needs FlowMatchEulerDiscreteScheduler, but the pipeline has "
+                f"{kind}. Remove generate.NAME.scheduler."
             )
         return
     if kind != "DDIMScheduler":

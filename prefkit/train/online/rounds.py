@@ -1,4 +1,4 @@
-"""Rounds of online training: their samples, and their folders train/NAME/rounds/NNNN, which are run folders."""
+"""Rounds of online training. Each round has a run folder, train/NAME/rounds/NNNN, for samples and scores."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ LARGEST_SHARE = 0.2
 
 @dataclass
 class Round:
-    """One round. samples: those of all processes, group after group; local: indices of this process's samples.
+    """One round. samples: all processes' samples, group after group; local: indices of this process's samples.
 
-    chains and candidates belong to the samples in `local`, in that order. rewards, advantages: [N] float64, NaN = left
+    chains, candidates: one per sample in `local`, in the order of `local`. rewards, advantages: [N] float64, NaN = left
     out; scores: [N] per score name, NaN = failed; masks: mask by sample index.
     """
 
@@ -60,7 +60,7 @@ class Round:
 
 
 def split_watched(requests: Sequence[Request], count: int) -> tuple[list[Request], list[Request]]:
-    """Split into (trained on, watched). In the order of a hash, `count` requests but at most a fifth are watched."""
+    """Split requests into (trained on, watched). A hash selects `count` watched requests, but at most a fifth."""
     most = min(count, int(LARGEST_SHARE * len(requests)))
     ordered = sorted(requests, key=lambda r: digest("watch", r.prompt, r.request_id))
     watched = {r.request_id for r in ordered[:most]}
@@ -70,7 +70,7 @@ def split_watched(requests: Sequence[Request], count: int) -> tuple[list[Request
 def samples_of_round(
     number: int, requests: Sequence[Request], per_round: int, samples: int, seed: int
 ) -> list[SampleSpec]:
-    """Return a round's samples: requests are shuffled for every pass over all of them; seeds are new every round."""
+    """Return a round's samples. Each pass over all requests has a new order, and seeds are new in every round."""
     round_samples = []
     for position in range(number * per_round, (number + 1) * per_round):
         epoch, place = divmod(position, len(requests))
@@ -82,7 +82,7 @@ def samples_of_round(
 
 
 def local_samples(count: int, group: int, rank: int, processes: int) -> list[int]:
-    """Return the indices of this process's samples among `count`: whole groups, assigned to processes in turn."""
+    """Return the indices, among `count` samples, of this process's samples: whole groups, assigned in turn."""
     return [i for i in range(count) if i // group % processes == rank]
 
 
@@ -97,7 +97,7 @@ class RoundWriter:
         self.train, self.generator, self.specs, self.keep = train, generator, specs, keep
 
     def create(self, round_: Round, spec: Mapping[str, Any]) -> None:
-        """Create the round's folder. An earlier attempt at this round, and later rounds, are removed."""
+        """Create the round's folder, after removing earlier attempts at this round and all later rounds."""
         self._remove(range(round_.number, 10**9))
         store = Store.create(round_folder(self.train, round_.number))
         store.write_requests({s.request.request_id: s.request for s in round_.samples}.values())
@@ -106,7 +106,7 @@ class RoundWriter:
             write_json(store.scores(name).folder / "spec.json", scorer_spec)
 
     def write(self, round_: Round, scores: Scores) -> None:
-        """Write this process's candidates and scores, as parts of their tables."""
+        """Append this process's candidates and scores to the round's tables."""
         store = Store(round_folder(self.train, round_.number))
         requests = {s.request.request_id: s.request for s in round_.samples}
         rows = [candidate_row(candidate) for candidate in round_.candidates]
@@ -123,7 +123,7 @@ class RoundWriter:
             store.scores(name).append(rows)
 
     def prune(self, number: int) -> None:
-        """Remove the rounds that are too old to keep once round `number` is done."""
+        """Remove rounds that are too old to keep, once round `number` is done."""
         if self.keep:
             self._remove(range(number - self.keep + 1))
 

@@ -1,4 +1,4 @@
-"""`prefkit train` for an entry with `online`: trains on scored samples and writes train/<name>/final and the rounds."""
+"""`prefkit train` for online entries: trains on scored samples, and writes train/<name>/final and the rounds."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from prefkit.train.trainer import Trainer
 from prefkit.types import Request
 
 REMEDY = (
-    "Train under another name, undo the change in the recipe, or remove this folder. `rounds` may be increased. A "
-    "different `scheme` means a version of prefkit that draws noise or captures pipelines differently."
+    "Train under another name, undo the change in the recipe, or remove this folder. `rounds` may be increased. If "
+    "`scheme` differs, the run was begun with a version of prefkit that draws noise or captures pipelines differently."
 )
 Requests = tuple[list[Request], list[Request]]  # (trained on, watched)
 
 
 def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit: int | None = None) -> dict[str, Any]:
-    """Train recipe.train[name] on rewards into store.train(name), resuming at the start of the last round.
+    """Train recipe.train[name] on rewards in the folder store.train(name), resuming at the start of a round.
 
     limit: maximum number of further rounds. Returns a summary: name, rounds, queries, last, done, final (path or None).
     Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after the current round is saved.
@@ -84,7 +84,7 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
 
 
 def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
-    """Run every check that needs no weights, without writing. Raises UsageError, FingerprintError."""
+    """Run every check that needs no weights, for a dry run, without writing. Raises UsageError, FingerprintError."""
     online = recipe.train[name].online or Online()
     scorer_set, _ = check_recipe(recipe, name, objective)
     known = store.requests()
@@ -97,7 +97,7 @@ def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
 def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, PairChooser | None]:
     """Check the recipe before requests are read or weights are loaded. Raises UsageError.
 
-    Returns the scorers, not yet loaded, and the chooser of pairs (None for an objective without pairs).
+    Returns the scorers, not yet loaded, and the chooser of pairs (None if the objective does not use pairs).
     """
     config, where = recipe.train[name], f"train.{name}.online"
     online = config.online or Online()
@@ -113,7 +113,7 @@ def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, 
 
 
 def _split_requests(requests: Sequence[Request], online: Online) -> Requests:
-    """Split the requests of split `train` into (trained on, watched). Raises UsageError if there are too few."""
+    """Split the requests in split `train` into (trained on, watched). Raises UsageError if there are too few."""
     usable = [request for request in requests if request.split == "train"]
     trained, watched = split_watched(usable, online.watch_requests if online.watch_every else 0)
     if len(trained) < online.requests:
@@ -125,7 +125,7 @@ def _split_requests(requests: Sequence[Request], online: Online) -> Requests:
 
 
 def _generator(recipe: Recipe, online: Online) -> Generate:
-    """Return the generation settings of the samples; config.compatibility has checked that they exist."""
+    """Return the generator settings for sampling; config.compatibility has checked that they exist."""
     name = online.generator or next(n for n, g in recipe.generate.items() if g.use == "diffusers")
     return recipe.generate[name]
 

@@ -1,7 +1,7 @@
-"""Learning from a round's recorded steps: policy gradients with advantages, or preferences between two chains.
+"""Learning from a round's recorded steps: policy gradients from advantages, or preferences between two chains.
 
-An update's loss is the mean over its samples (or pairs), each a mean over its steps. The steps are permuted per
-sample and pass, and the first `timestep_fraction` of them is used. The optimizer steps once per update, never per step.
+An update's loss is the mean over its samples (or pairs); a sample's loss is the mean over its denoising steps. In each
+pass, a sample's steps are permuted, and the fraction `timestep_fraction` is used. Each update is one optimizer step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prefkit.train.online.rollout import Rollout
 from prefkit.train.online.rounds import Round
 from prefkit.train.optimizers import PolicyOptimizer
 
-#: metrics that an objective may log, in the order in which all processes, even those without samples, sum them
+#: metrics that an objective may log, in a fixed order, so that processes without samples can join the sums
 LOGGED = (
     "loss",
     "ratio",
@@ -35,7 +35,7 @@ LOGGED = (
     "log_ratio",
     "clamped",
 )
-Unit = tuple[int, ...]  # indices of the samples that share a loss: one, or winner and loser
+Unit = tuple[int, ...]  # indices of the samples of one loss term: one sample, or winner and loser
 
 
 class StepLearner:
@@ -60,8 +60,8 @@ class StepLearner:
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Make all updates of a round and return the means of their metrics.
 
-        update: function that makes the optimizer step; called once the gradients are computed. Raises
-        TrainingError if log-probabilities in training drift from those in sampling.
+        update: function that makes the optimizer step, called after each gradient computation. Raises TrainingError
+        if log-probabilities in training differ from those in sampling before the first update.
         """
         units = self._units(round_)
         sums: dict[str, float] = {}
@@ -72,7 +72,7 @@ class StepLearner:
                 if not len(part):
                     continue
                 metrics, largest = self._accumulate(round_, [units[i] for i in part], epoch)
-                if not weight:  # nothing has been learned since the sampling
+                if not weight:  # before the first update, policy and sampling policy are equal
                     check_drift(largest, self.online.max_drift, round_.number, self.config)
                     drift = largest
                 for key, value in (metrics | update()).items():
@@ -81,15 +81,15 @@ class StepLearner:
         return {key: value / weight for key, value in sums.items()} | {"drift": drift}
 
     def _units(self, round_: Round) -> list[Unit]:
-        """Return the units (samples or pairs) of the round, in the same order in every process."""
+        """Return the round's units (samples or pairs), in the same order in every process."""
         if self.pairs is not None:
             return [(win, lose) for win, lose, _ in self.pairs.choose(round_)]
-        skip_zero = self.objective.reference == "none"  # an advantage of 0 then has no gradient
+        skip_zero = self.objective.reference == "none"  # without a reference, an advantage of 0 has no gradient
         return [(i,) for i, a in enumerate(round_.advantages) if np.isfinite(a) and not (skip_zero and a == 0.0)]
 
     # -- one update -----------------------------------------------------------------------------------------------
     def _accumulate(self, round_: Round, chunk: Sequence[Unit], epoch: int) -> tuple[dict[str, float], float]:
-        """Compute the mean gradients of one update over all processes' units; return metrics and largest drift."""
+        """Compute an update's gradients, averaged over all processes' units; return metrics and the largest drift."""
         device, processes = self.rollout.device, self.processes
         sums: dict[str, Tensor] = {}
         drifts = torch.zeros(processes.count, device=device)  # each process fills its own entry
@@ -110,7 +110,7 @@ class StepLearner:
     def _micro_batches(
         self, round_: Round, chunk: Sequence[Unit], epoch: int
     ) -> Iterator[tuple[list[Unit], Tensor, Tensor]]:
-        """Yield micro-batches of one condition signature as (units, one step of each, 1 / number of steps of each)."""
+        """Yield micro-batches of one condition signature as (units, a step per unit, 1 / number of steps per unit)."""
         rows = round_.rows  # empty if there are more processes than groups
         buckets: dict[str, list[Unit]] = {}
         for unit in chunk:
@@ -129,7 +129,7 @@ class StepLearner:
                     yield units, steps, torch.tensor([1.0 / len(order[unit]) for unit in units])
 
     def _steps(self, round_: Round, unit: Unit, row: int, epoch: int) -> list[int]:
-        """Return the steps of a unit to learn from, in the order of this pass."""
+        """Return the steps of a unit that this pass learns from, in order."""
         assert round_.chains is not None
         steps = round_.chains.learnable(row).tolist()
         order = np.random.default_rng([self.config.seed, round_.number, epoch, unit[0]]).permutation(len(steps))

@@ -177,7 +177,7 @@ def test_a_training_of_another_scheme_is_not_continued(run):
     run_train(store, recipe, "dpo", limit=2)
     path = store.train("dpo") / "spec.json"
     write_json(path, {key: value for key, value in read_json(path).items() if key != "scheme"})
-    with pytest.raises(FingerprintError, match="another version of prefkit, which draws noise or captures pipelines"):
+    with pytest.raises(FingerprintError, match="a version of prefkit that draws noise or captures pipelines"):
         run_train(store, recipe, "dpo")
 
 

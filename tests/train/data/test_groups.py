@@ -53,7 +53,7 @@ def test_equal_values_leave_one_image_in_the_list():
 def test_gaps_that_are_missing_or_disagree_are_refused():
     with pytest.raises(UsageError, match="row 7: no score_gap"):
         ranked([pair(7, "a", "b")], "main")
-    with pytest.raises(UsageError, match="row 2: its score_gap 1 contradicts"):
+    with pytest.raises(UsageError, match="row 2: score_gap 1 contradicts"):
         ranked([pair(0, "a", "b", 1.0), pair(1, "b", "c", 1.0), pair(2, "a", "c", 1.0)], "main")
 
 

@@ -160,13 +160,13 @@ def test_a_request_without_its_image_is_refused(tmp_path):
     source = Requests(str(tmp_path / "r.jsonl"))
     with pytest.raises(
         UsageError,
-        match="extra.hole is missing in a request of the source; apart from the prompt, that request has persons",
+        match="extra.hole is missing in this request, whose columns besides the prompt are persons",
     ):
         read_requests(source, MAPPING)
-    with pytest.raises(UsageError, match=r"apart from the prompt, that request has persons. Did you mean 'persons'\?"):
+    with pytest.raises(UsageError, match=r"columns besides the prompt are persons. Did you mean 'persons'\?"):
         read_requests(source, {"image": "extra.person"})
     (request,) = read_requests(source)  # as a run may hold it from before
-    with pytest.raises(UsageError, match="'x' has no person"):
+    with pytest.raises(UsageError, match="'x' has no column person"):
         Inputs(MAPPING, Store(tmp_path)).of(request)
 
 

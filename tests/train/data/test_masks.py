@@ -122,8 +122,8 @@ def test_masks_by_inputs_id_and_those_that_make_no_sense(run, pair_rows, loop_of
     _, own, other = first_step(*masked(run, pair_rows, {"where": [0, 0, 0.5, 1]}, where="box"))
     assert own == shown and torch.equal(other, gradient)
     wrong = [
-        ({}, "has 'where'"),
-        ({"where": "gone"}, "no such input image"),
+        ({}, "has the key 'where'"),
+        ({"where": "gone"}, "no input image with that id"),
         ({"where": [0.5, 0, 0.2, 1]}, "neither a box"),
     ]
     for number, (extra, message) in enumerate(wrong):

@@ -56,7 +56,7 @@ def test_ties_are_counted_and_refused(tmp_path, pair_rows, write_pairs):
     [
         (lambda rows: [{k: v for k, v in r.items() if k not in ("jpg_1", "label_1")} for r in rows], "jpg_1, label_1"),
         (lambda rows: pa.Table.from_pylist(rows).slice(0, 0), "the table is empty"),
-        (lambda rows: [r | {"label_0": 2.0} for r in rows], "row 0: labels 2.0"),
+        (lambda rows: [r | {"label_0": 2.0} for r in rows], "row 0: the labels are 2.0"),
         (lambda rows: [rows[0], rows[1] | {"caption": None}], "row 1: the caption"),
         (lambda rows: [rows[0], rows[1] | {"jpg_1": None}], "row 1: an image is missing"),
     ],
@@ -169,7 +169,7 @@ def test_files_held_out_by_name_are_not_trained_on(tmp_path, pair_rows, capsys):
     (tmp_path / "train.parquet").unlink()
     assert [pair.prompt for pair in read(tmp_path)] == captions[4:5]
     assert (
-        "Eval.parquet, test.parquet, validation-0.parquet ignored, because their names mark them"
+        "Eval.parquet, test.parquet, validation-0.parquet ignored, because the names mark these files"
         in capsys.readouterr().err
     )
     (tmp_path / "more.parquet").unlink()

@@ -66,7 +66,7 @@ def test_images_that_the_start_made_are_near_whatever_they_are_called(trained, c
     assert found["images"] == found["own"] == found["own_of_same_requests"] == 16
     assert len(found["bins"]) == len(found["bin_ratio"]) == 5
     err = " ".join(capsys.readouterr().err.split())
-    assert "copies: preflight: error on the pairs' candidates" in err and "far from" not in err
+    assert "copies: preflight: the initial model's error on the pairs' candidates" in err and "far from" not in err
 
 
 def test_foreign_images_are_told_with_what_to_use_instead(trained, generated, png, capsys):

@@ -113,13 +113,13 @@ def test_the_alarm_sounds_and_the_second_one_stops(watched, tmp_path, capsys):
         summary["done"]
         and summary["steps"] == 3
         and summary["best_look"] == 1
-        and "held-out scores fell" in summary["stopped"]
+        and "watched scores fell" in summary["stopped"]
     )
     found = looks(store)
     assert [found[step]["alarm"] for step in range(4)] == [False, False, True, True]
     deviation = found[0]["size"]["std"]
     assert found[3]["gain"] == pytest.approx(-2 / deviation) and found[3]["implicit_accuracy"] is None
-    assert "step 2: over-optimisation: held-out scores fell" in capsys.readouterr().err
+    assert "step 2: over-optimisation: watched scores fell" in capsys.readouterr().err
     assert "Over-optimisation alarm at step 2, 3" in training(store)
     assert run_train(store, recipe, "dpo") == summary
 
@@ -194,5 +194,5 @@ def test_what_cannot_be_watched_is_refused(watched):
     with pytest.raises(UsageError, match="no score is called other"):
         run_train(*watched("b", watch=["other"]), "dpo")
     store, recipe = watched("c")
-    with pytest.raises(UsageError, match="no diffusers generator"):
+    with pytest.raises(UsageError, match="no entry under `generate` has use: diffusers and samples `model` itself"):
         run_train(store, replace(recipe, generate={}), "dpo")

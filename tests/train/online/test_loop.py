@@ -397,7 +397,7 @@ def test_a_drift_between_sampling_and_training_is_explained(make, monkeypatch):
     check = step_learner.check_drift
     monkeypatch.setattr(step_learner, "check_drift", lambda drift, *rest: check(drift + 1.0, *rest))
     store, recipe = make(max_drift=0.5, **QUICK)
-    with pytest.raises(TrainingError, match="precision.*batch shape.*guidance"):
+    with pytest.raises(TrainingError, match="precision.*batch size.*guidance"):
         run_train(store, recipe, "up")
 
 

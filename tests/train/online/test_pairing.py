@@ -111,7 +111,7 @@ def test_without_an_entry_the_best_reward_meets_the_worst_in_each_group():
 @pytest.mark.parametrize(
     ("pair", "changes", "told"),
     [
-        (Pair(use="comparisons"), {}, "comparisons pairs what people or judges have compared"),
+        (Pair(use="comparisons"), {}, "comparisons needs comparisons by people or judges"),
         (Pair(use="topk_bottomk", options={"k": 2}), {"samples": 2}, "topk_bottomk needs 4 samples per request"),
         (Pair(use="consensus"), {}, "m is 2; it must be from 1 to 1"),
         (Pair(weights={"taste": 1.0}), {}, "no score is called taste"),
@@ -171,7 +171,7 @@ def test_a_strategy_that_fails_is_refused_before_anything_is_made(make, tmp_path
         ({"checkpoint_every": 5}, r"online\.checkpoint_every counts rounds"),
         ({"validation": 4}, r"train\.up\.validation is 4"),
         ({"stop_drop": 0.0}, r"use online\.stop_drop"),
-        ({"time_sampling": "uniform"}, "it learns from the steps that were sampled"),
+        ({"time_sampling": "uniform"}, "the objective learns from the denoising steps of the samples"),
     ],
 )
 def test_settings_that_online_training_does_not_read_are_refused(make, train, told):
@@ -191,7 +191,7 @@ def test_a_recipe_without_a_generator_is_refused_by_the_dry_run(make):
 def test_a_warm_up_that_never_ends_is_told(make, capsys):
     store, recipe = make(train={"warmup": 20}, rounds=4, updates=2)
     planned(store, recipe)
-    assert "train.up.warmup is 20 updates but the training has 8, so" in capsys.readouterr().err
+    assert "train.up.warmup is 20 steps, but the training has only 8, so" in capsys.readouterr().err
     store, recipe = make(train={"warmup": 8}, rounds=4, updates=2)
     planned(store, recipe)
     assert "warmup" not in capsys.readouterr().err
