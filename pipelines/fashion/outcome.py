@@ -61,8 +61,7 @@ def evaluated(rounds: Sequence[Path]) -> dict[str, Path]:
 
 def pictures(folders: Folders, requests: Path) -> pd.DataFrame:
     """Return the table of pictures, without `probe`. requests: requests.jsonl of the world."""
-    rows = [json.loads(line) for line in requests.read_text(encoding="utf-8").splitlines()]
-    held_out = {row["request_id"]: row for row in rows if row["split"] == "test"}
+    held_out = requests_of(requests, "test")
     tables = {name: scored(Store(folder), held_out) for name, folder in folders.items()}
     seeds = min(len(table["index"].unique()) for table in tables.values())
     all_of_base = tables["base"]
@@ -73,7 +72,7 @@ def pictures(folders: Folders, requests: Path) -> pd.DataFrame:
 
 
 def scored(store: Store, held_out: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
-    """Return request, index, scores and controls of the pictures of one model."""
+    """Return request, index, scores and controls of the pictures of one model. held_out: all requests of their split."""
     table = store.candidates("own").frame(["id", "request_id", "index"]).rename(columns={"request_id": "request"})
     for score in SCORES:
         values = store.scores(score).frame(["id", "value", *(["text"] if score == "fidelity" else [])])
@@ -118,6 +117,19 @@ def known(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
         name.partition(" (")[0]: pd.DataFrame(shares[:, :2], columns=["rule", "palette"]).assign(request=names, index=0)
         for name, shares in measured_per_request(rows).items()
     }
+
+
+def training(rounds: Sequence[Path], requests: Path) -> pd.DataFrame:
+    """Return the mean scores and controls of the candidates of each round, on training requests."""
+    train = requests_of(requests, "train")
+    means = [scored(Store(folder), train).drop(columns=["request", "index"]).mean() for folder in rounds]
+    return pd.DataFrame(means).assign(round=range(1, len(rounds) + 1))
+
+
+def requests_of(path: Path, split: str) -> dict[str, dict[str, Any]]:
+    """Return {id: row} of the requests of a split. path: requests.jsonl of the world."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {row["request_id"]: row for row in rows if row["split"] == split}
 
 
 def pairs(round: Path) -> pd.DataFrame:

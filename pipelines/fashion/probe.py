@@ -55,7 +55,7 @@ def published() -> Path | None:
 
 def features(encoder: Encoder, pictures: Sequence[Image.Image]) -> Array:
     """Return MobileNetV2's features before its last layer, [N, 1280]."""
-    rows = [encoder.images(pictures[i : i + 32], normalize=False).numpy() for i in range(0, len(pictures), 32)]
+    rows = [encoder.images(pictures[i : i + 8], normalize=False).numpy() for i in range(0, len(pictures), 8)]
     return np.concatenate(rows).astype(np.float64)
 
 

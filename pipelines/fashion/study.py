@@ -116,14 +116,16 @@ def further_rounds(study: Study, recipe: Recipe) -> None:
 
 
 def measure(study: Study, weights: Path | None) -> None:
-    """Write WORK/seed-N.csv and WORK/seed-N-pairs.csv."""
-    evaluated = outcome.evaluated([study.round(number) for number in range(1, study.rounds + 1)])
-    table = outcome.pictures(evaluated, study.world / "requests.jsonl")
+    """Write WORK/seed-N.csv, seed-N-pairs.csv and seed-N-rounds.csv."""
+    rounds, requests = [study.round(number) for number in range(1, study.rounds + 1)], study.world / "requests.jsonl"
+    evaluated = outcome.evaluated(rounds)
+    table = outcome.pictures(evaluated, requests)
     if weights is not None:
         judge = probe.fitted(weights, study.folder / "probe.npz", 24 if study.fast else 400)
         table = probe.judged(judge, table, evaluated, study.folder / "probe.csv")
-    outcome.save(table, study.work / f"seed-{study.seed}.csv")
+    outcome.save(outcome.training(rounds, requests), study.work / f"seed-{study.seed}-rounds.csv")
     outcome.save(outcome.pairs(study.round(1)), study.work / f"seed-{study.seed}-pairs.csv")
+    outcome.save(table, study.work / f"seed-{study.seed}.csv")
 
 
 def run(study: Study, weights: Path | None) -> None:

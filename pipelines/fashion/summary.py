@@ -17,7 +17,7 @@ from outcome import BEST, EXPERTS, NAMES
 from prefkit.errors import UsageError
 
 SAMPLES = 2000
-COLUMNS = ("rule", "rule_other", "palette", "palette_other", "fidelity", "probe", "diversity")
+COLUMNS = ("rule", "rule_other", "gap", "palette", "palette_other", "fidelity", "probe", "diversity")
 KEYS = ["seed", "request"]
 
 
@@ -30,13 +30,15 @@ def written(work: Path, fast: bool = False) -> str:
     pictures = pd.concat([pd.read_csv(path).assign(seed=seed) for path, seed in zip(files, seeds)])
     pairs = pd.concat([pd.read_csv(work / f"seed-{seed}-pairs.csv").assign(seed=seed) for seed in seeds])
     values = per_request(pictures)
+    rounds = pd.concat([pd.read_csv(work / f"seed-{seed}-rounds.csv").assign(seed=seed) for seed in seeds])
     parts = [
         "Made with --fast: the numbers mean nothing." if fast else f"Seeds {', '.join(map(str, seeds))}.",
         "### Held-out requests\n\n" + changes(values, COLUMNS, unit_of=()),
         "### Experts, in units of the base's std over pictures\n\n"
         + changes(values, EXPERTS, unit_of=EXPERTS, std=pictures[pictures["row"] == "base"]),
         "### Pairs of round 1\n\n" + of_pairs(pairs),
-        "### Change of `rule`, by seed\n\n" + by_seed(values, "rule"),
+        "### Training requests: the candidates of `ours`\n\n" + of_training(rounds),
+        *(f"### Change of `{column}`, by seed\n\n" + by_seed(values, column) for column in ("rule", "gap")),
         *of_probe(work / f"seed-{seeds[0]}" / "probe.npz"),
     ]
     text = "\n\n".join(parts) + "\n"
@@ -45,8 +47,9 @@ def written(work: Path, fast: bool = False) -> str:
 
 
 def per_request(pictures: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean of each request's pictures, by (row, seed, request)."""
-    return pictures.drop(columns="index").groupby(["row", *KEYS]).mean()
+    """Return the mean of each request's pictures, by (row, seed, request). gap: `rule` - `rule_other`, the use of the outfit."""
+    values = pictures.drop(columns="index").groupby(["row", *KEYS]).mean()
+    return values.assign(gap=values["rule"] - values["rule_other"])
 
 
 def rows_of(values: pd.DataFrame) -> list[str]:
@@ -93,8 +96,16 @@ def changes(
             text = f"{change.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
             text = f"**{text}**" if low > 0 or high < 0 else text
             cells.append(text if column in unit_of else f"{mean}, {text}")
-        lines.append([row, *cells])
+        if any(cells):
+            lines.append([row, *cells])
     return table(["row", *columns], lines)
+
+
+def of_training(rounds: pd.DataFrame) -> str:
+    """Return means over seeds of the candidates of each round, which the model before that round made."""
+    means = rounds.groupby("round")[["rule", "rule_other", "palette", "fidelity"]].mean()
+    lines = [[str(name), *(f"{value:.3f}" for value in row)] for name, row in means.iterrows()]
+    return table(["candidates of round", *means.columns], lines)
 
 
 def of_pairs(pairs: pd.DataFrame) -> str:

@@ -63,6 +63,7 @@ def test_a_change_is_the_mean_over_paired_requests_of_all_seeds(modules):
                 lines.append((seed, "base", f"r{request}", index, level + extra))
                 lines.append((seed, "ours, round 1", f"r{request}", index, level + extra + gain + noise))
     pictures = pd.DataFrame(lines, columns=["seed", "row", "request", "index", "rule"])
+    pictures["rule_other"] = 0.0
     values = modules.summary.per_request(pictures)
     change = modules.summary.difference(values, "ours, round 1", "rule")
     noise = change.groupby(level="seed").transform(lambda group: group - group.mean())
