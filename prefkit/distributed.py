@@ -135,7 +135,7 @@ class Group:
             self.wait()
 
     def first_to_say(self, text: str) -> bool:
-        """True in the process that asks first about `text`: what every process prints n times appears n times."""
+        """True in the process that asks first about `text`. Of the n-th calls of all processes, one returns True."""
         if self.alone:
             return True
         self._printed[text] += 1

@@ -58,7 +58,11 @@ class DamagedError(StoreError):
 
 
 class FingerprintError(StoreError):
-    pass
+    """Stored settings differ. folder: the folder of the table or result; keys: the keys of the settings that differ."""
+
+    def __init__(self, text: str, folder: Any = None, keys: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.folder, self.keys = folder and str(folder), list(keys)
 
 
 class CaptureError(PrefkitError):

@@ -23,7 +23,7 @@ ENDED = "ended "  # a process that ends writes this and its exit code instead of
 
 
 class Heartbeat(threading.Thread):
-    """Sends the beats of process `rank` of `count` until `end`. failure: the error that must stop it, or None."""
+    """Sends the beats of process `rank` of `count` until `end`. failure: the error to end the process with, if any."""
 
     def __init__(self, store: Any, rank: int, count: int) -> None:
         super().__init__(daemon=True, name="heartbeat")

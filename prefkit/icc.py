@@ -27,7 +27,7 @@ def to_srgb(image: Image, profile: bytes | None) -> Image:
 
 
 def kind_of(profile: bytes | None, mode: str) -> str:
-    """Return SRGB (or no profile), CONVERTED (to be converted) or BROKEN (damaged, or for a mode other than `mode`)."""
+    """Return SRGB (also without a profile), BROKEN (damaged or not for `mode`) or CONVERTED (another valid profile)."""
     if not profile:
         return SRGB
     try:

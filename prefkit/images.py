@@ -201,7 +201,7 @@ def head_traits(image: Image, source: Source) -> set[str]:
 
 
 def shown(data: bytes) -> bytes:
-    """Return an image file that every decoder shows alike: `data` if it is surely one, else its pixels by `rgb` as PNG.
+    """Return an image file that every decoder shows alike: `data` itself if that is certain, else a PNG of `rgb(data)`.
 
     For programs that do not decode with this module, such as servers and other trainers. Damaged bytes are returned
     unchanged; the program that reads them reports the error.
@@ -244,7 +244,7 @@ def orientation(image: Image) -> int:
 
 
 def _orientation(image: Image, source: Source) -> int:
-    """Return `orientation` without decoding the pixels: getexif would decode a PNG without metadata chunks."""
+    """Return `orientation` without decoding pixels, as getexif would for a PNG without metadata chunks."""
     return 1 if image.format == "PNG" and not png_has_metadata(source) else orientation(image)
 
 

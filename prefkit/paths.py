@@ -72,7 +72,7 @@ def embedded(text: str, limit: int = MAX_FILE) -> bytes | None:
     Raises ValueError if the text is damaged, holds more than `limit` bytes, or is long base64 that holds no image.
     """
     if len(text) > limit * 3 // 2:
-        raise ValueError(f"the text is longer than an image of {limit >> 20} MB in base64: {shown(text)!r}")
+        raise ValueError(f"the text {shown(text)!r} is too long: an image in base64 may have at most {limit >> 20} MB")
     uri = DATA_URI.match(text)
     if uri is None and not BASE64.fullmatch(text):
         return None

@@ -30,7 +30,7 @@ class guarded:
     """Raise PluginError if a plug-in's code tries to end the program: `with guarded("scorer s.py:f"): ...`.
 
     This covers sys.exit, GeneratorExit and the like; KeyboardInterrupt and subclasses of Exception pass. failing: text
-    for the message ("could not be created"). If set, such an Exception becomes a PluginError, unless it is prefkit's own
+    for the message ("could not be created"). If set, an Exception becomes a PluginError, unless it is prefkit's own
     or an out-of-memory error. The block must not yield: closing a generator raises GeneratorExit.
     """
 

@@ -11,10 +11,12 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +40,57 @@ REMOTE = {
     "http": "prefkit.score.remote.web",
     "https": "prefkit.score.remote.web",
 }
+#: PASSED:NAME is the name of a function or class that Python code passed
+PASSED = "python"
+#: types of captured variables and default values that belong to a function's identity
+PLAIN = (str, bytes, int, float, complex, bool, type(None))
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")  # a dotted module name
+
+
+class Passed(str):
+    """The name `python:NAME` of an object, with the object itself as `plugin`. A stored recipe only holds the name."""
+
+    plugin: Any
+
+    def __new__(cls, plugin: Any) -> Passed:
+        name = super().__new__(cls, f"{PASSED}:{getattr(plugin, '__name__', type(plugin).__name__)}")
+        name.plugin = plugin
+        return name
+
+    def __getnewargs__(self) -> tuple[Any]:
+        return (self.plugin,)
+
+    def __deepcopy__(self, memo: Any) -> Passed:
+        return self
+
+
+def source_hash(plugin: Any) -> str:
+    """Return the SHA-256 of an object's source code, and of the numbers and texts that a function captures.
+
+    Captured objects of other types, global variables and called functions are not included.
+    """
+    function = inspect.unwrap(plugin) if inspect.isfunction(plugin) else plugin
+    try:
+        parts = [textwrap.dedent(inspect.getsource(function))]
+    except (OSError, TypeError):  # typed into an interpreter that keeps no source
+        code = getattr(function, "__code__", None)
+        parts = (
+            [repr(function)]
+            if code is None
+            else [code.co_code.hex(), repr((code.co_names, *(c for c in code.co_consts if isinstance(c, PLAIN))))]
+        )
+    if inspect.isfunction(function):
+        cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+        values = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        parts += [repr(value) for value in values if isinstance(value, PLAIN)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a variable that is assigned later
+        return False
 
 
 def builtin(kind: str) -> dict[str, str]:
@@ -94,6 +146,8 @@ def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
 
 def load(kind: str, name: str) -> Any:
     """Load the class (or, for scorers and generators, the function) called `name`. Raises UsageError, PluginError."""
+    if isinstance(name, Passed):
+        return name.plugin
     check_name(kind, name)
     if kind == "scorer" and name.partition(":")[0] in REMOTE:
         remote = _imported(kind, name, REMOTE[name.partition(":")[0]]).plugin
@@ -129,6 +183,8 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
     use: file.py:name, package.module:Name or, with `kind`, an installed entry point. The plug-in is not imported,
     and the files that it imports are not hashed.
     """
+    if isinstance(use, Passed):
+        return source_hash(use.plugin)
     if ":" not in use:
         point = one_of(kind, use) if kind is not None else None
         return None if point is None else code_hash(point.value)
@@ -147,6 +203,8 @@ def code_hash(use: str, kind: str | None = None) -> str | None:
 
 def check_name(kind: str, name: str) -> None:
     """Raise UsageError for an unknown name, PluginError for an ambiguous one, without importing anything."""
+    if not isinstance(name, str):
+        raise UsageError(f"{kind}: {name!r} is not a name. Give a name, file.py:name or package.module:Name.")
     if ":" in name:
         return
     known = sorted({*builtin(kind), *offered(kind)})
@@ -178,6 +236,11 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _attribute(kind: str, where: str, name: str) -> Any:
+    if where == PASSED:
+        raise UsageError(
+            f"{kind} {where}:{name} is a function or class of the Python code that made this run. Pass it to "
+            f"prefkit.Run again, or save it in a file and write file.py:{name} in the recipe."
+        )
     if not where or not name:
         raise UsageError(f"{kind} {where}:{name} is incomplete: give file.py:name or package.module:Name.")
     if where.endswith(".py"):

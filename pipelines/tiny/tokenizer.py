@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 from transformers import CLIPTokenizer
@@ -14,16 +15,16 @@ LENGTH = 24  # the longest caption takes 19 tokens with start and end; the rest 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def word_tokenizer() -> CLIPTokenizer:
-    """Build a CLIPTokenizer with about 200 tokens. The end token has the highest id, as open_clip expects."""
+def word_tokenizer(words: Sequence[str] = VOCABULARY) -> CLIPTokenizer:
+    """Build a CLIPTokenizer with a token per word. The end token has the highest id, as open_clip expects."""
     letters = [*string.ascii_lowercase, "-"]
-    merges = word_merges(VOCABULARY)
+    merges = word_merges(words)
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 
 
-def word_merges(words: list[str]) -> list[tuple[str, str]]:
+def word_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     """Return byte-pair merges (Sennrich et al., arXiv 1508.07909), commonest first, until every word is one token."""
     split = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges = []

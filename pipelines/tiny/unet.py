@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tokenizer import LENGTH, word_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 from vae import HELD_BACK, pixels
 
-from prefkit.tiny.captions import training_caption
+from prefkit.tiny.captions import VOCABULARY, training_caption
 
 BATCH = 64
 GAMMA = 5.0
@@ -48,9 +49,9 @@ SHEET = [
 ]  # fmt: skip
 
 
-def build() -> tuple[Any, CLIPTextModel, UNet2DConditionModel]:
+def build(words: Sequence[str] = VOCABULARY) -> tuple[Any, CLIPTextModel, UNet2DConditionModel]:
     """Return the tokenizer, and text encoder (2 layers x 128) and U-Net (64, 96, 160) with random weights."""
-    tokenizer = word_tokenizer()
+    tokenizer = word_tokenizer(words)
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -89,14 +90,21 @@ def scheduler() -> DDIMScheduler:
 
 
 class Trainer:
-    """The models, optimizer and data of a training, and its progress."""
+    """The models, optimizer and data of a training, and its progress.
+
+    Other worlds replace words, batch, sheet, read() and caption().
+    """
+
+    words: Sequence[str] = VOCABULARY
+    batch = BATCH
+    sheet: Sequence[str] = SHEET
 
     def __init__(self, vae: AutoencoderTiny, images: np.ndarray, scenes: np.ndarray, args: argparse.Namespace) -> None:
         self.args, self.machine = args, Machine(args.threads)
         device = self.machine.device
         torch.manual_seed(args.seed)
         self.vae, self.scenes = vae.to(device).eval(), self.read(scenes)
-        self.tokenizer, text, unet = build()
+        self.tokenizer, text, unet = build(self.words)
         self.models = torch.nn.ModuleDict({"text": text, "unet": unet}).to(device)
         self.smooth = copy.deepcopy(self.models).requires_grad_(False).eval()
         self.parameters = list(self.models.parameters())
@@ -105,7 +113,7 @@ class Trainer:
         )
         self.alphas = scheduler().alphas_cumprod.to(device)
         self.latents = self.encode(images)
-        self.steps, self.step = args.samples // BATCH, 0
+        self.steps, self.step = args.samples // self.batch, 0
 
     def read(self, rows: np.ndarray) -> list[Any]:
         return [scene_of(row) for row in rows]
@@ -142,7 +150,7 @@ class Trainer:
     def advance(self) -> torch.Tensor:
         """Do one optimizer step, and return the unweighted epsilon errors [2] (all elements, channel means)."""
         draw = np.random.default_rng([self.args.seed, self.step])
-        errors, ratio = self.errors(self.models, draw.integers(len(self.scenes) - HELD_BACK, size=BATCH), draw)
+        errors, ratio = self.errors(self.models, draw.integers(len(self.scenes) - HELD_BACK, size=self.batch), draw)
         loss = errors[:, 0] + FLAT * errors[:, 1]
         (loss * ratio.clamp(max=GAMMA) / ratio).mean().backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -191,15 +199,15 @@ class Trainer:
         return pipe
 
     def publish(self) -> None:
-        """Write OUT.png, samples for the captions in SHEET, and OUT, the pipeline in fp16 except the text encoder.
+        """Write OUT.png, samples for the captions of the sheet, and OUT, the pipeline in fp16 except the text encoder.
 
         transformers loads weights in the file's dtype, diffusers in fp32: a plain from_pretrained would mix the two.
         """
         pipe = self.pipeline()
-        seeds = [torch.Generator().manual_seed(i) for i in range(len(SHEET))]
+        seeds = [torch.Generator().manual_seed(i) for i in range(len(self.sheet))]
         with self.machine.autocast():
-            drawn = pipe(SHEET, num_inference_steps=20, guidance_scale=3.0, generator=seeds).images
-        sheet = Image.new("RGB", (8 * 128, 2 * 128))
+            drawn = pipe(list(self.sheet), num_inference_steps=20, guidance_scale=3.0, generator=seeds).images
+        sheet = Image.new("RGB", (8 * 128, -(-len(drawn) // 8) * 128))
         for place, image in enumerate(drawn):
             sheet.paste(image.resize((128, 128), Image.Resampling.BICUBIC), (place % 8 * 128, place // 8 * 128))
         sheet.save(f"{self.args.out}.png")

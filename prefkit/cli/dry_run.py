@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Recipe
+from prefkit.config.redo import outdated, refusal
 from prefkit.config.resolve import chosen_names
-from prefkit.errors import NotYet, PrefkitError, StoreError, UsageError
+from prefkit.errors import FingerprintError, NotYet, PrefkitError, StoreError, UsageError
 from prefkit.output import duration
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from prefkit.api import Run
 
 Row = dict[str, Any]
+OTHER = "settings differ"
+#: keys of a training's stored settings that change with the pairs, which an earlier stage may make again
+FOLLOWING = {"pairs", "masks"}
+KINDS = {
+    "generate": "candidates",
+    "score": "scores",
+    "compare": "comparisons",
+    "pair": "pairs",
+    "train": "train",
+    "eval": "eval",
+}
 
 
 def plan(
@@ -31,23 +43,41 @@ def plan(
     limits: Mapping[str, int | None],
     names: Sequence[str],
     controls: bool = False,
+    redo: bool = False,
 ) -> tuple[list[Row], PrefkitError | None]:
     """Return (rows, first error) of a dry run. limits: {stage: its `--limit`}, in the order in which the stages run.
 
     Each recipe entry of a stage has one row: wanted, to do, MB on disk, expected time, and the entry's error, if any.
     The first error is the one that would end the real run. Results that an earlier stage will make may be missing."""
+    from prefkit.evaluate.sets import with_models
+
     _check_folder(store)
     if controls:
         recipe = replace(recipe, train={name: replace(train, controls=True) for name, train in recipe.train.items()})
     rows: list[Row] = []
     first: PrefkitError | None = None
+    moved: dict[str, str] = {}  # entry that --redo would move -> the reason
     for number, (verb, limit) in enumerate(limits.items()):
         earlier = list(limits)[:number]
-        stale = any("missing" in row or row.get("to do") for row in rows)  # earlier stages have work to do
+        # True if earlier stages have work to do
+        stale = bool(moved) or any("missing" in row or row.get("to do") for row in rows)
         for name in chosen_names(recipe, verb, names):
+            if verb == "eval" and "train" in earlier:
+                recipe = with_models(store, recipe, name, planned=True)
             row: Row = {"stage": verb, "name": name}
             try:
-                row |= STAGES[verb](store, recipe, name, limit)
+                row |= _work(store, recipe, (verb, name), limit, moved)
+                if verb == "train" and stale and "redo" not in row and (store.train(name) / "spec.json").exists():
+                    row["note"] = "made again if its pairs change" if redo else "needs --redo if its pairs change"
+            except FingerprintError as error:
+                entries = outdated(store, recipe, error)
+                if redo and entries:
+                    moved |= {entry: f"made from {entries[0]}" for entry in entries} | {entries[0]: OTHER}
+                    row["redo"] = OTHER
+                else:
+                    row["missing"] = str(error)
+                    follows = stale and set(error.keys) <= FOLLOWING
+                    first = first or (None if follows else refusal(store, entries, error))
             except PrefkitError as error:
                 wrong = _settings_error(recipe, verb, name) if earlier else None
                 row["missing"] = str(wrong or error)
@@ -57,7 +87,23 @@ def plan(
     return rows, first
 
 
-def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> tuple[list[Row], PrefkitError | None]:
+def _work(store: Store, recipe: Recipe, entry: tuple[str, str], limit: int | None, moved: Mapping[str, str]) -> Row:
+    """Return the cells that describe an entry's work. entry: (stage, name). Raises the errors of the stage's checks.
+
+    moved: {path that --redo will have moved away: reason}; of an entry among them, only the settings are checked.
+    """
+    verb, name = entry
+    path = f"{KINDS[verb]}/{name}"
+    reasons = [reason for other, reason in moved.items() if other == path or other.startswith(f"{path}/")]
+    if reasons and (wrong := _settings_error(recipe, verb, name)) is not None:
+        raise wrong
+    work = {} if path in moved else STAGES[verb](store, recipe, name, limit)
+    return work | ({"redo": reasons[0]} if reasons else {})
+
+
+def plan_rounds(
+    run: Run, limits: Mapping[str, int | None], controls: bool, redo: bool
+) -> tuple[list[Row], PrefkitError | None]:
     """Return (rows, first error) of a dry run of a recipe with `rounds`: the rows of `plan` for each round.
 
     Rounds after an unfinished round are not checked, because their candidates and pairs do not exist yet.
@@ -65,13 +111,19 @@ def plan_rounds(run: Run, limits: Mapping[str, int | None], controls: bool) -> t
     rows: list[Row] = []
     last: list[Row] = []
     for number in range(1, run.recipe.rounds + 1):
+        if any(row["stage"] == "train" and "redo" in row for row in last):
+            last = [
+                {"stage": row["stage"], "name": row["name"], "redo": f"made from round {number - 1}"} for row in last
+            ]
+            rows += [{"round": number, **row} for row in last]
+            continue
         try:
             part = run.round(number)
         except NotYet:
             last = [{**{key: row.get(key) for key in ("stage", "name")}, **_later(row, number)} for row in last]
             rows += [{"round": number, **row} for row in last]
             continue
-        last, error = plan(part.store, part.recipe, limits, (), controls)
+        last, error = plan(part.store, part.recipe, limits, (), controls, redo)
         rows += [{"round": number, **row} for row in last]
         if error is not None:
             return rows, error

@@ -28,6 +28,7 @@ VERBS = {
     "fit": "your data -> your own scorer: vbpr, outfit_compat, clip_preference, mllm, mesh",
     "report": "show the state of a run and write report.html",
     "push": "upload pairs or a trained model to the Hub, with a card",
+    "clean": "remove what --redo moved to RUN/.old",
     "run": "run all stages of a recipe; each continues where it stopped",
     "import": "existing pairs, votes, ratings and images -> a run",
     "export": "pairs -> the layout that another trainer reads",
@@ -190,6 +191,10 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     add("-q", "--quiet", action="store_true", help="no notes, hints or progress on stderr")
     if name in (*NEXT, "run"):
         add("--dry-run", action="store_true", help="show what would be done and what it may cost; load no weights")
+        text = (
+            "make entries again whose settings have changed, and what was made from them; the old ones move to RUN/.old"
+        )
+        add("--redo", action="store_true", help=text)
         text = "trial run with at most N requests (score: candidates, compare: pairs, train: steps)"
         add("--limit", type=positive, metavar="N", help=text)
     if name in NEXT:
@@ -295,7 +300,7 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         check_stage(run.recipe, run.store, name)
         return dry_run(run, {name: known.limit}, known)
     distributed.group().wait()  # all processes must have read the recipe before a stage rewrites it
-    options = {"controls": known.controls} if name == "train" else {}
+    options = {"redo": known.redo} | ({"controls": known.controls} if name == "train" else {})
     try:
         counts = run.stage(name, known.name, limit=known.limit, **options)
     except TooManyFailures as error:
@@ -324,9 +329,10 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 
     names, controls = getattr(known, "name", None) or [], getattr(known, "controls", False)
     several = run.recipe.rounds > 1
-    rows, error = (
-        plan_rounds(run, limits, controls) if several else plan(run.store, run.recipe, limits, names, controls)
-    )
+    if several:
+        rows, error = plan_rounds(run, limits, controls, known.redo)
+    else:
+        rows, error = plan(run.store, run.recipe, limits, names, controls, known.redo)
     output.emit(rows, known.json, rows)
     if error is not None:
         raise error
@@ -334,8 +340,13 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 
 
 def note_distances(results: list[dict[str, Any]]) -> None:
-    """Print the distances to real images, if an evaluation measured any, and the caveat stored with them."""
-    from prefkit.evaluate.summary import distance_rows, real_distances
+    """Print the scores by tier and group, and the distances to real images with a caveat, if they were measured."""
+    from prefkit.evaluate.summary import distance_rows, real_distances, tier_rows
+
+    if rows := tier_rows(results):
+        output.note(
+            f"{output.table(rows)}\nRI: (tuned - base) / (explicit - base), all scored against the requests' prompts"
+        )
 
     if rows := distance_rows(results):
         caveat = next(row["caveats"][0] for result in results for _, _, row in real_distances(result))

@@ -54,8 +54,8 @@ def page() -> Iterator[str]:
     """Yield the lines of docs/recipe.md."""
     yield from (HEAD, "## The whole recipe", "")
     yield from rows(config.Recipe, tuple(key.split(".")[0] for key in SECTIONS))
-    for name, kind in SECTIONS.items():
-        yield from ("", f"## {name}", "", *rows(kind))
+    for name, section in SECTIONS.items():
+        yield from ("", f"## {name}", "", *rows(section))
     for kind, where in PLUGINS.items():
         yield from ("", f"## Options of the built-in {PLURAL.get(kind, kind + 's')}", "", where)
         for name, about in registry.builtin(kind).items():

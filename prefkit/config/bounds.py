@@ -55,7 +55,7 @@ GROUPS: tuple[tuple[Bound, str], ...] = (
     ),
     (
         FROM_0,
-        "warmup patience validation watch_requests watch_every window window_every refresh keep_rounds "
+        "warmup patience validation sample_every watch_requests watch_every window window_every refresh keep_rounds "
         "validation_users cold most",
     ),
     (BATCH, "batch_size accumulation accumulate samples requests updates sample_batch chunk"),
@@ -81,6 +81,7 @@ OF_CLASS = {
     ("Lora", "alpha"): POSITIVE,
     ("Lora", "dropout"): Bound(0, 1, below=True),
     ("Online", "ema"): Bound(0, 1, below=True),
+    ("Train", "ema"): Bound(0, 1, below=True),
     ("Online", "timestep_fraction"): Bound(0, 1, above=True),
 }
 

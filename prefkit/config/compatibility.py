@@ -145,7 +145,8 @@ SHARDED: Rows = {
     "precision fp16 needs a loss scale computed from all gradients; use bf16": lambda c: c.entry.precision == "fp16",
     "compile is untested with shards": lambda c: c.entry.compile,
     "optimizer {entry.optimizer} is untested with shards; use adamw": lambda c: c.entry.optimizer != "adamw",
-    "`watch` samples in a single process": lambda c: c.entry.watch,
+    "`watch` and `sample_every` sample in a single process": lambda c: c.entry.watch or c.entry.sample_every,
+    "`ema` averages full weights": lambda c: c.entry.ema,
     "with cache_reference, processes run different numbers of forward passes": lambda c: c.entry.cache_reference,
     "{entry.objective.use} updates its reference weight by weight, which needs full weights": lambda c: (
         c.objective.reference == "ema"
@@ -168,6 +169,9 @@ OFFLINE: Rows = {
     "{c.for_images} is for images, but the family is {entry.family}. Remove the key.": lambda c: c.for_images,
     "watch needs a diffusers pipeline to sample from, but the family is {entry.family}. Remove the key.": (
         lambda c: c.entry.watch and c.entry.family != "diffusers"
+    ),
+    "sample_every needs a diffusers pipeline to sample from, but the family is {entry.family}. Remove the key.": (
+        lambda c: c.entry.sample_every and c.entry.family != "diffusers"
     ),
     "watch needs sampling settings, but no entry under `generate` has use: diffusers and samples `model` itself. Add "
     "one with the steps and the guidance to sample with.": lambda c: c.entry.watch and not c.samples_model,
@@ -217,6 +221,8 @@ UNREAD = {
     "watch_requests": "use online.watch_requests",
     "watch_every": "online.watch_every counts rounds",
     "stop_drop": "use online.stop_drop",
+    "sample_every": "online.watch_every sets how often pictures of samples are written",
+    "ema": "use online.ema",
     "resolution": "it is for imported images, but online training samples its own",
     "flip": "it is for existing images, but online training samples its own",
     "mask": "use online.mask",

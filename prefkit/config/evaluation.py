@@ -20,8 +20,8 @@ class Set:
 
 @dataclass(frozen=True)
 class Eval:
-    #: entries of `train` whose models are evaluated; unset = all trained models in this run
-    models: list[str] = field(default_factory=list)
+    #: entries of `train` whose models are evaluated; null = all trained models in this run
+    models: list[str] | None = None
     #: names of scores to evaluate; empty = all
     scorers: list[str] = field(default_factory=list)
     #: candidates per request and model
@@ -52,6 +52,13 @@ class Eval:
     #: folder with real images (also in subfolders), to which the Fréchet distance and CMMD of each model's images are
     #: measured. Comparable with published figures only for equal encoders, numbers of images and image preparation
     real: str | None = None
+    #: column of the requests with explicit prompts, which describe the correct image; the base's images from them give
+    #: the ceiling of the relative improvement. All images are scored against the request's own (implicit) prompt
+    explicit: str | None = None
+    #: column of the requests with superficial prompts, which describe the tempting wrong image; the floor
+    superficial: str | None = None
+    #: column by whose values (such as law) the scores of base, model and tiers are also reported
+    by: str | None = None
     bootstrap: int = 2000
     batch_size: int = runtime(8)
     device: str | None = runtime(None)

@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from prefkit.config import Recipe, bounds, plain
+from prefkit.config import Recipe, bounds, locations, plain
 from prefkit.config.tree import Located, overlay, place, tree_of_flags, unusable
 from prefkit.config.tree import read_tree as tree_of
 from prefkit.errors import RecipeError, UsageError
 from prefkit.images import Background
-from prefkit.registry import nearest
+from prefkit.registry import Passed, nearest
 from prefkit.store.files import unusable_name
 
 __all__ = ["Located", "build", "dump", "field_names", "overlay", "place", "read", "read_tree", "tree_of_flags"]
@@ -54,7 +54,7 @@ def read(path: str | Path) -> Recipe:
 
 
 def use_background(run: Path) -> None:
-    """Set the colour behind transparent images as in the run's recipe.yaml, for commands that read no recipe."""
+    """Set the colour behind transparent images to that of the run's recipe.yaml, or to white if there is none."""
     path = run / "recipe.yaml"
     set_background(str(read_tree(path).get("background") or "white") if path.exists() else "white")
 
@@ -211,7 +211,7 @@ def _scalar(kind: Any, tree: Any, where: str, path: str) -> Any:
             raise _error(path, where, tree, f"{expected}, not a {type(tree).__name__}")
         if bad := unusable(str(tree)):
             raise _error(path, where, tree, f"contains {bad}; remove it")
-        return str(tree)
+        return tree if isinstance(tree, Passed) else str(tree)
     if kind is bool and str(tree).lower() in ("true", "false"):
         return str(tree).lower() == "true"
     try:
@@ -272,16 +272,25 @@ def _error(path: str, where: str, at: Any, text: str, between: str = ":") -> Usa
     return (RecipeError if path else UsageError)(f"{prefix}{text}")
 
 
-def dump(recipe: Recipe) -> str:
-    """Write a resolved recipe as YAML; reading it gives the same recipe."""
-    return yaml.safe_dump(_inlined(recipe), sort_keys=False, allow_unicode=True, width=100)
+def dump(recipe: Recipe, folder: Path | None = None) -> str:
+    """Write a resolved recipe as YAML; reading it gives the same recipe. folder: of the file, where its paths start."""
+    tree = tree_of_recipe(recipe)
+    tree = tree if folder is None else locations.portable(tree, folder)
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _inlined(value: Any) -> Any:
+class Dumper(yaml.SafeDumper):
+    """Writes a plug-in that Python code passed as its name."""
+
+
+Dumper.add_representer(Passed, lambda dumper, name: dumper.represent_str(str(name)))
+
+
+def tree_of_recipe(value: Any) -> Any:
     """Return `plain(value)`, with a plug-in's options next to `use` as in a recipe."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        tree = {f.name: _inlined(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        tree = {f.name: tree_of_recipe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return tree | tree.pop("options") if type(value).__name__ in PLUGIN_OF else tree
     if isinstance(value, Mapping):
-        return {k: _inlined(v) for k, v in value.items()}
-    return [_inlined(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: tree_of_recipe(v) for k, v in value.items()}
+    return [tree_of_recipe(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import types
 import typing
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import config, registry
-from prefkit.config import Recipe, reader
+from prefkit.config import Recipe, locations, reader
+from prefkit.config.arguments import NAMED, USING, merged, with_plugins
+from prefkit.config.locations import same_file
 from prefkit.config.shipped import shipped_recipes
 from prefkit.config.tree import unusable
 from prefkit.errors import PrefkitError, UsageError
@@ -19,10 +20,8 @@ from prefkit.registry import nearest, short_name
 from prefkit.store import Store
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(Recipe))
-NAMED = ("generate", "score", "compare", "pair", "train", "eval")
-USING = ("generate", "score", "compare", "pair")  # sections whose entries name a plug-in by `use`
-#: name suffixes of the trainings that `train --controls` adds; eval includes these trainings
-CONTROLS = ("-sft", "-flipped")
+#: verb -> flags that name the plug-in of an entry, and so select the entries with this plug-in
+SELECTS = dict.fromkeys(USING, ("use",)) | {"train": ("objective.use", "objective")}
 CHOSEN = "--use"  # temporary key in the tree for the names of the entries that the flag --use selects
 DEFAULT_NAME = {"generate": "base", "compare": "judge", "pair": "main", "train": "dpo", "eval": "held_out"}
 
@@ -40,7 +39,7 @@ def resolve(
 
     run: a run folder, whose recipe.yaml is read, or the name of a shipped recipe; path: a recipe file; verb: the
     command; flags: (dotted key, text); names: selected entries of the verb's section; fast: apply the recipe's `fast`
-    section; sections: whole sections that replace those of the recipe.
+    section; sections: settings in Python, merged into the recipe (see `arguments.merged`).
 
     The key of a flag is a full key (`model.base`, `score.align.model`), a key in the verb's section (`align.model`), a
     field of the section's only or selected entry (`model`), or an option in a block of this entry (`beta`). Raises
@@ -52,12 +51,12 @@ def resolve(
     source = path or (str(saved) if saved is not None and saved.exists() else None)
     if source is None and run in shipped_recipes():
         source, run = str(shipped_recipes()[run]), None
-    tree = reader.read_tree(source) if source else {}
+    tree = locations.anchored(reader.read_tree(source), source) if source else {}
     if run is not None:
         tree["run"] = run
     if fast:
         _apply_fast(tree, source)
-    tree |= copy.deepcopy(dict(sections or {}))
+    stored, tree = tree, merged(tree, sections or {})
     for key, text in _plugins_first(flags):
         place = _absolute(tree, _as_named(tree, key), text, verb, names)
         if place is not None:
@@ -65,8 +64,13 @@ def resolve(
     if verb in DEFAULT_NAME and not tree.get(verb):
         tree[verb] = {(names[0] if names else DEFAULT_NAME[verb]): {}}
     tree.pop(CHOSEN, None)
-    fill(tree, verb)
-    recipe: Recipe = reader.build(Recipe, tree, "", source or "")
+    fill(tree)
+    try:
+        recipe: Recipe = reader.build(Recipe, tree, "", "" if sections else source or "")
+    except UsageError:
+        if sections:  # report a mistake in the file with its line
+            reader.build(Recipe, stored, "", source or "")
+        raise
     if not recipe.run:
         raise UsageError(
             "no run is given. Give a run folder (prefkit VERB RUN), or a recipe with the key `run` (prefkit VERB -r "
@@ -75,33 +79,30 @@ def resolve(
     return recipe
 
 
-def fill(tree: dict[str, Any], verb: str) -> None:
+def with_options(recipe: Recipe, verb: str, names: Sequence[str], options: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with settings of the verb's selected entry, as in `run.generate(n=4)`. Raises UsageError."""
+    tree = reader.tree_of_recipe(recipe)
+    for key, value in sorted(with_plugins(options).items(), key=lambda option: option[0] not in ("use", "objective")):
+        place = _absolute(tree, key, str(value), verb, names)
+        if place is not None:
+            reader.place(tree, place.split("."), value)
+    tree.pop(CHOSEN, None)
+    fill(tree)
+    resolved: Recipe = reader.build(Recipe, tree, "")
+    return resolved
+
+
+def fill(tree: dict[str, Any]) -> None:
     """Fill in missing values that follow from the rest of the recipe and from the run folder.
 
     train.NAME.pairs    the only pair set in the recipe and on disk; stays unset if there are several
-    eval.NAME.models    all trained models on disk; also the recipe's trainings if `verb` is run, or no model is on disk
     """
-    store = _store(tree)
-    pairs = _names(tree, "pair") | _on_disk(store, "pairs")
+    run = tree.get("run")
+    store = Store(run) if isinstance(run, str) and run and unusable(run) is None else None
+    pairs = _names(tree, "pair") | set(store.names("pairs") if store is not None else ())
     for entry in _entries(tree, "train"):
         if "pairs" not in entry and entry.get("online") is None and len(pairs) == 1:
             entry["pairs"] = next(iter(pairs))
-    trained = {name for name in _on_disk(store, "train") if store and (store.train(name) / "final").exists()}
-    trained = {name for name in trained if not name.endswith(CONTROLS)}
-    if verb == "run" or not trained:
-        trained |= _names(tree, "train")
-    for entry in _entries(tree, "eval"):
-        if "models" not in entry:
-            entry["models"] = sorted(trained)
-
-
-def _store(tree: Mapping[str, Any]) -> Store | None:
-    run = tree.get("run")
-    return Store(run) if isinstance(run, str) and run and unusable(run) is None else None
-
-
-def _on_disk(store: Store | None, kind: str) -> set[str]:
-    return set(store.names(kind)) if store is not None else set()
 
 
 def _names(tree: Mapping[str, Any], section: str) -> set[str]:
@@ -120,8 +121,11 @@ def _entries(tree: dict[str, Any], section: str) -> list[dict[str, Any]]:
 
 
 def _plugins_first(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Sort flags: first `--use`, which selects entries; then flags that name plug-ins; then all others."""
-    return sorted(flags, key=lambda flag: (flag[0] != "use", flag[0].rpartition(".")[2] not in ("use", "objective")))
+    """Sort flags: first those that select entries; then flags that name plug-ins; then all others."""
+    selects = {key for keys in SELECTS.values() for key in keys}
+    return sorted(
+        flags, key=lambda flag: (flag[0] not in selects, flag[0].rpartition(".")[2] not in ("use", "objective"))
+    )
 
 
 def _apply_fast(tree: dict[str, Any], source: str | None) -> None:
@@ -154,7 +158,7 @@ def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Seque
     if first in entries and rest:
         return f"{verb}.{first}.{_in_block(verb, entries[first], rest)}"
     chosen = list(names) or tree.get(CHOSEN) or list(entries)
-    if key == "use" and verb in USING and not names:
+    if key in SELECTS.get(verb, ()) and not names:
         chosen = tree[CHOSEN] = _of_use(entries, text, verb)
         if len(chosen) > 1:
             return None
@@ -183,7 +187,7 @@ def _in_block(verb: str, entry: Any, key: str) -> str:
 
 
 def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
-    """Return {block: dataclass of its options} for the blocks of an entry; "" is the plug-in that `use` names."""
+    """Return {block: dataclass of its options} of an entry; the key "" holds the options of its plug-in."""
     default: Any = kind()
     options: dict[str, type] = {}
     if kind.__name__ in reader.PLUGIN_OF and entry.get("use", default.use):
@@ -204,24 +208,41 @@ def blocks(kind: type, entry: Mapping[str, Any]) -> dict[str, type]:
 
 
 def _of_use(entries: Mapping[str, Any], use: str, verb: str) -> list[str]:
-    """Return the names of the entries that use this plug-in or, if there are none, the name of a new entry."""
-    default = getattr(config, verb.capitalize())().use
-    matches = [name for name, entry in entries.items() if _use_of(entry, default) == use]
-    if matches or entries or verb == "score":
-        return matches or [short_name(use)]
-    return [DEFAULT_NAME[verb]]
+    """Return the names of the entries that use this plug-in or, if there are none, the name of a new entry.
+
+    Raises UsageError if that name belongs to an entry with another plug-in.
+    """
+    matches = [name for name, entry in entries.items() if same_file(_plugin_of(entry, verb), use)]
+    if matches:
+        return matches
+    name = short_name(use) if verb in ("score", "pair", "train") or entries else DEFAULT_NAME[verb]
+    if name in entries:
+        raise UsageError(
+            f"--{SELECTS[verb][0]} {use}: the entry {name} of {verb} uses {_plugin_of(entries[name], verb)}. Name the new entry "
+            f"with --name, or change this one with --name {name}."
+        )
+    return [name]
+
+
+def _plugin_of(entry: Any, verb: str) -> str:
+    """Return the plug-in of an entry, which is a dataclass, a mapping, or the name of the plug-in."""
+    default = getattr(config, verb.capitalize())()
+    if verb == "train":
+        inner = entry.get("objective") if isinstance(entry, Mapping) else getattr(entry, "objective", None)
+        return _use_of(inner, default.objective.use)
+    return _use_of(entry, default.use)
 
 
 def _use_of(entry: Any, default: str) -> str:
-    return str(entry.get("use", default)) if isinstance(entry, Mapping) else str(entry or default)
+    return str(entry.get("use", default) if isinstance(entry, Mapping) else getattr(entry, "use", entry) or default)
 
 
 def about(recipe: Recipe, verb: str, flags: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
-    """Return the entries that a command selects by --name or, without it, by --use; [] for all."""
-    use = dict(flags).get("use")
-    if names or use is None or verb not in USING:
+    """Return the entries that a command selects by --name or, without it, by its plug-in (--use); [] for all."""
+    use = next((text for key, text in flags if key in SELECTS.get(verb, ())), None)
+    if names or use is None:
         return list(names)
-    return [name for name, entry in getattr(recipe, verb).items() if entry.use == use]
+    return [name for name, entry in getattr(recipe, verb).items() if same_file(_plugin_of(entry, verb), use)]
 
 
 def chosen_names(recipe: Recipe, verb: str, names: Sequence[str]) -> list[str]:

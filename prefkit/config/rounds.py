@@ -61,7 +61,7 @@ def folder_of(recipe: Recipe, number: int) -> Path:
 
 
 def recipe_of(recipe: Recipe, number: int, start: Model | None = None) -> Recipe:
-    """Return the recipe of one round, without rounds. start: the previous round's model, None for round 1."""
+    """Return the recipe of one round, in which `rounds` is 1. start: the previous round's model, None for round 1."""
     single = replace(recipe, run=str(folder_of(recipe, number)), rounds=1, about="", fast={})
     if start is None:
         return single

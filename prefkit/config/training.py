@@ -130,9 +130,13 @@ class Train:
     optimizer: str = "adamw"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     max_grad_norm: float = 1.0
-    #: autocast of the denoiser: no (float32) | tf32 (float32, but on CUDA with TF32 matrix products) | bf16 | fp16;
-    #: the loss is always computed in float32
-    precision: str = "no"
+    #: decay of a moving average of the weights, which is then measured and exported instead of the weights; 0 = no
+    #: average
+    ema: float = 0.0
+    #: autocast of the denoiser: auto | no (float32) | tf32 (float32, but on CUDA with TF32 matrix products) | bf16 |
+    #: fp16; the loss is always computed in float32. auto = bf16 for offline training on a CUDA device that supports it,
+    #: else no; a training that has begun keeps its precision
+    precision: str = "auto"
     #: distribution of the timestep: uniform | logit_normal; null = uniform for epsilon and v, logit_normal for flow
     time_sampling: str | None = None
     #: for models that take guidance as an input of the denoiser: its value in training
@@ -165,6 +169,9 @@ class Train:
     watch_requests: int = 8
     #: optimizer steps between evaluations for `watch`; each loads the VAE, text encoders and scorers temporarily
     watch_every: int = runtime(100)
+    #: optimizer steps between pictures of samples for `watch_requests` requests, at fixed seeds and without scorers, in
+    #: train/NAME/watch; 0 = none. An entry with `watch` writes its pictures every `watch_every` steps instead
+    sample_every: int = runtime(0)
     #: fall of the watched scores, in standard deviations, that raises the alarm. At the second alarm in a row, training
     #: stops and keeps the weights of the best evaluation; 0 = alarm at 0.5, but never stop
     stop_drop: float = 0.5
@@ -187,5 +194,6 @@ class Train:
     checkpoint_every: int = runtime(100)
     validate_every: int = runtime(50)
     device: str | None = runtime(None)
-    #: where to log metrics in addition to the run folder: none | tensorboard
+    #: tracker to which curves, pictures of samples and the settings are logged, in addition to the run folder: none |
+    #: tensorboard | wandb | trackio (pip install 'prefkit[wandb]'); the report names its link
     report_to: str = runtime("none")

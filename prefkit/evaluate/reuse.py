@@ -23,7 +23,7 @@ def copy_base(earlier: Store, store: Store, recipe: Recipe) -> None:
             for source in sorted(earlier.eval(name).glob("*/*/run.json")):
                 place = source.parent.relative_to(earlier.folder)
                 model = source.parent.name
-                if (model == "base" or (is_base(model) and model not in cfg.models)) and not (
+                if (model == "base" or (is_base(model) and model not in (cfg.models or ()))) and not (
                     store.folder / place
                 ).exists():
                     _copy(source.parent, store.folder / place)

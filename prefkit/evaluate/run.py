@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
+from prefkit.config.redo import redoing
 from prefkit.distributed import device_of, group
-from prefkit.errors import PluginError, UsageError
-from prefkit.evaluate import sets
+from prefkit.errors import FingerprintError, PluginError, UsageError
+from prefkit.evaluate import sets, tiers
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.distances import distances, encoder_of
 from prefkit.evaluate.real_images import real_embeddings, real_files
-from prefkit.evaluate.statistics import verdict
+from prefkit.evaluate.statistics import limits_of_few, verdict
 from prefkit.evaluate.summary import real_distances
 from prefkit.generate.generators import check_generator
 from prefkit.generate.requests import keep_known
@@ -23,9 +25,10 @@ from prefkit.generate.run import checked as checked_generate
 from prefkit.generate.run import run_generate
 from prefkit.models.precision import dtype_of
 from prefkit.output import note, warn
-from prefkit.score.run import remedy, run_scores, scored_ids, spec_from
+from prefkit.score.run import run_scores, spec_from
 from prefkit.store import Store
 from prefkit.store.files import write_json
+from prefkit.store.litter import remove
 from prefkit.store.table import check_fingerprint
 from prefkit.types import Request
 
@@ -46,9 +49,13 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     evaluation, model or scorer and for a set without requests. Raises FingerprintError if eval/NAME was made with a
     different base model or generator.
     """
+    _check_entry(recipe, name)
+    recipe = sets.with_models(store, recipe, name)
     cfg, generator, settings, specs = check(recipe, name)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
     requests = sets.request_sets(store, recipe, cfg, limit)
+    tiers.check(name, cfg, requests)
+    _warn_if_few(name, requests)
     records = sets.records_of(store, jobs)
     used = partial(sets.used_for_pairs, recipe, records)
     processes = group()
@@ -57,7 +64,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         for folder, part, members in _parts(store, recipe, name, requests, jobs):
             where = folder.folder
             note(f"eval {name}: model {where.name} on {len(members)} requests of set {where.parent.name}")
-            make(folder, part, members, store)
+            make(folder, part, members, store, tiers.prompts(cfg, where.name, members))
 
         def write_result() -> dict[str, Any]:
             result: dict[str, Any] = {"sets": {}}
@@ -85,8 +92,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
     """Check the recipe; return (eval settings, generator name, generator settings, scorer specs). Raises UsageError."""
-    if name not in recipe.eval:
-        raise UsageError(f"eval: {name!r} is not in the recipe; `eval:` has {', '.join(recipe.eval) or 'none'}.")
+    _check_entry(recipe, name)
     cfg = recipe.eval[name]
     sets.check_settings(name, cfg)
     compatibility.check("eval", name, recipe)
@@ -108,22 +114,37 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
     return cfg, generator, settings, specs
 
 
+def _check_entry(recipe: Recipe, name: str) -> None:
+    if name not in recipe.eval:
+        raise UsageError(f"eval: {name!r} is not in the recipe; `eval:` has {', '.join(recipe.eval) or 'none'}.")
+
+
 def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> list[str]:
     """Check everything that a dry run can, without weights and without writing. Returns the models to evaluate.
 
-    Raises UsageError (NotYet for a model that is not trained), and FingerprintError if existing images or scores were
-    made with different settings.
+    Raises UsageError (NotYet for a model that is not trained), and FingerprintError if eval/NAME was made with a
+    different base model or generator.
     """
-    cfg, generator, settings, specs = check(recipe, name)
+    _check_entry(recipe, name)
+    recipe = sets.with_models(store, recipe, name)
+    cfg, generator, settings, _ = check(recipe, name)
     requests = sets.request_sets(store, recipe, cfg, limit, write=False)
+    tiers.check(name, cfg, requests)
+    _warn_if_few(name, requests)
     jobs = sets.model_jobs(store, recipe, cfg, settings)
     _claim(store, recipe, name, settings, write=False)
     for folder, part, members in _parts(store, recipe, name, requests, jobs):
-        checked_generate(folder, part, generator, keep_known(folder.requests(), members, folder.folder), None)
-        for alias, spec in specs.items():
-            table = folder.scores(alias)
-            table.claim(spec, remedy(table), empty=not scored_ids(table), write=False)
+        kept = keep_known(folder.requests(), members, folder.folder)
+        kept = reworded(kept, tiers.prompts(cfg, folder.folder.name, kept))
+        with suppress(FingerprintError):  # images of an earlier model are made again
+            checked_generate(folder, part, generator, kept, None)
     return list(jobs)
+
+
+def _warn_if_few(name: str, requests: dict[str, list[Request]]) -> None:
+    for set_name, members in requests.items():
+        if text := limits_of_few(len(members)):
+            warn(f"eval {name}: set {set_name} has {len(members)} request{'s' * (len(members) != 1)}. {text}")
 
 
 def _parts(
@@ -147,7 +168,7 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
     check_fingerprint(
         store.eval(name) / "fingerprint.json",
         {"generator": content(settings), "model": content(sets.base_model(recipe, recipe.eval[name]))},
-        "Give this evaluation another name in the recipe, or remove that folder.",
+        "Give this evaluation another name in the recipe.",
         fresh=not any(store.eval(name).rglob("part-*.parquet")),
         write=write,
     )
@@ -168,8 +189,20 @@ def _real(store: Store, name: str, cfg: Eval) -> tuple[np.ndarray | None, dict[s
     return rows, {"real": record}
 
 
-def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) -> None:
-    """Generate and score candidates for `requests` in one model's folder. inputs: the run that holds the input images."""
+def reworded(requests: list[Request], prompts: dict[str, str] | None) -> list[Request]:
+    """Return the requests with an entry in `prompts`, with that prompt; all of them unchanged if it is None."""
+    if prompts is None:
+        return requests
+    return [replace(r, prompt=prompts[r.request_id]) for r in requests if r.request_id in prompts]
+
+
+def make(
+    folder: Store, recipe: Recipe, requests: list[Request], inputs: Store, prompts: dict[str, str] | None = None
+) -> None:
+    """Generate and score candidates for `requests` in one model's folder. inputs: the run that holds the input images.
+
+    prompts: request id -> prompt to generate from. The folder's requests keep their own prompts, which scorers use.
+    """
     (generator,) = recipe.generate
 
     def begin() -> None:
@@ -180,14 +213,25 @@ def make(folder: Store, recipe: Recipe, requests: list[Request], inputs: Store) 
             folder.write_requests({r.request_id: r for r in [*folder.requests(), *kept]}.values())
 
     group().lead(begin)
-    requests = keep_known(folder.requests(), requests, folder.folder)
-    run_generate(folder, recipe, generator, requests=requests, inputs=inputs)
+    requests = reworded(keep_known(folder.requests(), requests, folder.folder), prompts)
+    _cached(folder, recipe, lambda: run_generate(folder, recipe, generator, requests=requests, inputs=inputs))
     try:
-        run_scores(folder, recipe, list(recipe.score))
+        _cached(folder, recipe, lambda: run_scores(folder, recipe, list(recipe.score)))
     except PluginError as error:
         if not group().lead(lambda: all(folder.scores(alias).parts() for alias in recipe.score)):
             raise
         warn(f"{error} Requests without scores are left out and counted.")  # the score table holds the reasons
+
+
+def _cached(folder: Store, recipe: Recipe, act: Callable[[], Any]) -> None:
+    """Call `act`, which fills tables of the folder. A table of an earlier model or scorer is removed and made again."""
+
+    def remove_tables(entries: list[str]) -> None:
+        for entry in entries:
+            remove(folder.folder / entry)
+        note(f"{folder.folder}: {', '.join(entries)} come from an earlier model or scorer, and are made again.")
+
+    redoing(folder, recipe, act, group().lead, remove_tables)
 
 
 def assess(
@@ -210,6 +254,12 @@ def assess(
         for alias in aliases:
             frames = [values(place, generator, alias, wanted) for place in (base, folder)]
             row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, measured)
+            if (cfg.by or tiers.columns(cfg)) and model not in tiers.columns(cfg):
+                scores = dict(zip(("base", "tuned"), frames))
+                for tier, place in tiers.MODELS.items():
+                    if place in opened:
+                        scores[tier] = values(opened[place], generator, alias, wanted)
+                row["tiers"] = tiers.tier_report(cfg, scores, requests, row["higher_is_better"])
             tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (base, folder)]
             result[model][alias] = row | {"aspects": compare_aspects(*tables)}
     return result
@@ -259,7 +309,7 @@ def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.
 def _overlap(
     store: Store, requests: dict[str, list[Request]], records: dict[str, dict[str, Any] | None]
 ) -> dict[str, Any]:
-    """Count each eval set's requests and those that were trained on. Warn of the latter, and of missing training records."""
+    """Count each eval set's requests and the training prompts among them. Warn of these and of missing records."""
     counts = sets.in_training(store, requests, records)
     for name, count in counts.items():
         if count:

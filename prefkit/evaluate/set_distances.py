@@ -134,7 +134,7 @@ def _row(name: str, values: list[float], of: list[Distance], drawn: np.ndarray) 
 
 
 def _frechet_of(rows: np.ndarray, real: Moments, requests: np.ndarray) -> Distance:
-    """Return a function of counts [R]: the Fréchet distance of `real` to `rows`, with request r's rows counts[r] times."""
+    """Return a function that repeats request r's rows counts[r] times and returns their Fréchet distance to `real`."""
     centre = rows.mean(axis=0)
     mean, root = real
     rows, mean = rows - centre, mean - centre
@@ -154,7 +154,7 @@ def _frechet_of(rows: np.ndarray, real: Moments, requests: np.ndarray) -> Distan
 
 
 def _cmmd_of(rows: np.ndarray, real: np.ndarray, within_real: float, requests: np.ndarray) -> Distance:
-    """Return a function of counts [R]: the CMMD of `real` to `rows`, with request r's rows counts[r] times.
+    """Return a function that repeats request r's rows counts[r] times and returns their CMMD to `real`.
 
     within_real: sum of the kernel over all pairs of real images.
     """

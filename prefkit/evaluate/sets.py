@@ -6,8 +6,9 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prefkit.config import Eval, Generate, Model, Recipe, Requests, Set, bounds, compatibility
+from prefkit.config import Eval, Generate, Model, Pair, Recipe, Requests, Set, bounds, compatibility
 from prefkit.errors import UsageError
+from prefkit.evaluate import tiers
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.types import Request, digest
 
@@ -21,12 +22,31 @@ Records = dict[str, dict[str, Any] | None]  # model -> content of its trained_on
 
 def check_settings(name: str, cfg: Eval) -> None:
     """Raise UsageError for invalid numbers and names, before anything is generated."""
-    if "base" in cfg.models:
+    if "base" in (cfg.models or ()):
         raise UsageError(
             "eval.models: `base` is the untrained model, which is always included. Remove it from the list. If a "
             "training is called base, rename it."
         )
     bounds.check(cfg, f"eval.{name}")
+    taken = [model for model in cfg.models or () if model in tiers.columns(cfg)]
+    if taken:
+        raise UsageError(
+            f"eval.{name}.models: {taken[0]} is the name of the base with other prompts. Rename the training."
+        )
+
+
+def with_models(store: Store, recipe: Recipe, name: str, planned: bool = False) -> Recipe:
+    """Return the recipe with eval.NAME.models set, if it is null, to all trained models without their controls.
+
+    These are the models in the run folder; if it has none, the trainings of the recipe. planned: also the trainings of
+    the recipe if there are models, for a plan in which `train` comes before `eval`.
+    """
+    if recipe.eval[name].models is not None:
+        return recipe
+    trained = {model for model in store.names("train") if (store.train(model) / "final").exists()}
+    trained = {model for model in trained if not is_control(model)}
+    models = trained | set(recipe.train) if planned or not trained else trained
+    return replace(recipe, eval=recipe.eval | {name: replace(recipe.eval[name], models=sorted(models))})
 
 
 def request_sets(
@@ -81,12 +101,12 @@ def base_model(recipe: Recipe, cfg: Eval) -> Model:
 def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> dict[str, tuple[Model, Generate]]:
     """Return {folder name: (model, generator settings)} for all models to evaluate.
 
-    These are the base, the trained models and their existing controls, and the base with the guidances and step counts
-    of eval.base_guidance and eval.base_steps. Raises UsageError for a model that is not trained.
+    These are the base, the trained models and their existing controls, the base with the guidances and step counts of
+    eval.base_guidance and eval.base_steps, and the base with the prompts of each tier. Raises UsageError for a model that is not trained.
     """
     base = base_model(recipe, cfg)
     jobs = {"base": (base, settings)}
-    for name in cfg.models:
+    for name in cfg.models or ():
         jobs[name] = (trained_model(store.folder, recipe.model, name), settings)
         for control in control_names(name):
             if (store.train(control) / "final").exists():
@@ -95,6 +115,8 @@ def model_jobs(store: Store, recipe: Recipe, cfg: Eval, settings: Generate) -> d
         jobs[f"base-g{float(guidance)}"] = (base, replace(settings, guidance=float(guidance)))
     for steps in cfg.base_steps:
         jobs[f"base-s{steps}"] = (base, replace(settings, steps=steps))
+    for tier in tiers.columns(cfg):
+        jobs[tier] = (base, settings)
     return jobs
 
 
@@ -117,7 +139,7 @@ def controls_report(
     """
     report: dict[str, Any] = {}
     missing = []
-    paired = [name for name in cfg.models if not is_control(name) and name not in online]
+    paired = [name for name in cfg.models or () if not is_control(name) and name not in online]
     for kind, meaning in CONTROLS.items():
         report[kind] = all(f"{name}-{kind}" in jobs for name in paired) if paired else None
         missing += [f"{name}-{kind}: {meaning}" for name in paired if f"{name}-{kind}" not in jobs]
@@ -174,7 +196,14 @@ def used_for_pairs(recipe: Recipe, records: Records, model: str, alias: str, eva
         if train is None or train.pairs not in recipe.pair:
             return None
         pairs = [recipe.pair[train.pairs]]
-    return any(any(map(pair.weights.get, names)) if pair.weights else not evaluation_only for pair in pairs)
+    return any(_chose(pair, names, recipe, evaluation_only) for pair in pairs)
+
+
+def _chose(pair: Pair, names: set[str], recipe: Recipe, evaluation_only: bool) -> bool:
+    """True if one of the scores or judges `names` chooses the winners of a pair entry."""
+    if pair.use == "comparisons":
+        return bool(names & set(pair.options.get("tables") or recipe.compare))
+    return any(map(pair.weights.get, names)) if pair.weights else not evaluation_only
 
 
 def same_scorer(recipe: Recipe, alias: str) -> set[str]:
@@ -187,5 +216,5 @@ def same_scorer(recipe: Recipe, alias: str) -> set[str]:
 
 
 def is_base(model: str) -> bool:
-    """True if `model` is the name that `model_jobs` gives to the base with different guidance or steps."""
-    return model.startswith(("base-g", "base-s"))
+    """True if `model` is the name that `model_jobs` gives to the base with different guidance, steps or prompts."""
+    return model.startswith(("base-g", "base-s", "base-explicit"))

@@ -14,6 +14,7 @@ import numpy as np
 #: z of the two-sided 5 % level plus z of 80 % power: 1.959964 + 0.841621
 DETECTABLE_Z = 2.801585
 #: with fewer requests, even a sign test with all outcomes equal (p = 2 / 2^n) does not reach 5 %
+ENOUGH_REQUESTS = 20  # with fewer, a warning says what an interval can show
 MIN_REQUESTS = 6
 #: a model counts as unchanged if its images moved by less than this fraction of the distance between two seeds
 UNCHANGED = 0.05
@@ -64,10 +65,27 @@ def minimum_detectable(values: np.ndarray) -> float | None:
     return float(DETECTABLE_Z * values.std(ddof=1) / np.sqrt(len(values)))
 
 
+def limits_of_few(count: int) -> str | None:
+    """Return a sentence about what an interval over so few requests can show; None from ENOUGH_REQUESTS on.
+
+    The bounds are those of `minimum_detectable` for outcomes that vary as much as possible (s = 1/2).
+    """
+    if count >= ENOUGH_REQUESTS:
+        return None
+    largest = 0.5 + DETECTABLE_Z * 0.5 / np.sqrt(max(count, 1))
+    if count < MIN_REQUESTS:
+        shown = f"With fewer than {MIN_REQUESTS}, eval cannot show a difference, whatever the interval is."
+    elif largest >= 1:
+        shown = "An interval over so few may miss any difference, even if the tuned model wins every time."
+    else:
+        shown = f"An interval over so few may miss win rates between {1 - largest:.0%} and {largest:.0%}."
+    return f"{shown} Give more prompts or raise requests.test_share, for at least {ENOUGH_REQUESTS} requests."
+
+
 def expected_maximum(values: np.ndarray, n: float) -> float:
     """Return the expected maximum of n values drawn without replacement from [m] values, 1 <= n <= m.
 
-    For integer n, this is  sum_i x_(i) C(i-1, n-1) / C(m, n)  over the order statistics x_(i); between, it is linear.
+    For integer n, this is  sum_i x_(i) C(i-1, n-1) / C(m, n)  over the order statistics x_(i), else interpolated.
     """
     ordered = np.sort(np.asarray(values, np.float64))
     m, whole = len(ordered), int(np.floor(n))

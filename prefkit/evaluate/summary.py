@@ -53,6 +53,33 @@ def distance_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def tier_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per set, model, judge and group of `by`: means of floor, base, tuned and ceiling, and RI."""
+    return [
+        {"set": set_name, "model": model, "judge": alias}
+        | ({"group": group} if any_by else {})
+        | {name: _short(part["means"].get(name)) for name in ("superficial", "base", "tuned", "explicit")}
+        | {"RI [95 %]": improvement(part["relative_improvement"]), "requests": part["n_requests"]}
+        for result in results
+        for set_name, model, alias, row in _rows(result)
+        if row.get("tiers")
+        for any_by in [row["tiers"]["by"] is not None]
+        for group, part in {"all": row["tiers"], **(row["tiers"]["by"] or {})}.items()
+    ]
+
+
+def improvement(estimate: dict[str, Any] | None) -> str:
+    """Return a relative improvement as text: value and interval in percent, or the reason why it has none."""
+    if estimate is None:
+        return "-"
+    if estimate["value"] is None:
+        return f"- ({estimate['reason']})"
+    value = f"{estimate['value']:.1%}"
+    if estimate["low"] is None:
+        return f"{value} ({estimate['reason']})"
+    return f"{value} [{estimate['low']:.1%}, {estimate['high']:.1%}]"
+
+
 def real_distances(result: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (set, model, `real_distance`) once per set and model: the rows of all scorers hold the same value."""
     seen = set()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from prefkit.fit.preferences import Preference, Preferences
 if TYPE_CHECKING:
     from prefkit.score.embed.encoder import Encoder
 
+Prompt = Callable[[Preference], str]
 LIBRARY_CONFIG, LIBRARY_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
@@ -69,18 +72,28 @@ def losses(scores: Tensor, p: Tensor, explicit: float) -> Tensor:
     return loss
 
 
+def caption(row: Preference) -> str:
+    return row.caption
+
+
+def wording(row: Preference, column: str, drawn: random.Random) -> str:
+    """Return one wording of the row's text in `column`, drawn at random; the prompt if the row has none."""
+    return drawn.choice(row.texts.get(column) or (row.caption,))
+
+
 class Batches:
-    """Turns row indices into a batch of `Scores` inputs. Prompts are cut at the context length, as in the scorers."""
+    """Turns row indices into a batch of `Scores` inputs. Prompts are cut at the context length, as in the scorers.
 
-    def __init__(
-        self, data: Preferences, inner: Any, library: str, texts: Sequence[str], weights: Sequence[float]
-    ) -> None:
-        self.data, self.inner, self.library, self.texts, self.weights = data, inner, library, texts, weights
+    prompts: functions row -> text, for the T texts of `Scores`.
+    """
 
-    def __call__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+    def __init__(self, data: Preferences, inner: Any, library: str, weights: Sequence[float]) -> None:
+        self.data, self.inner, self.library, self.weights = data, inner, library, weights
+
+    def __call__(self, numbers: Sequence[int], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         rows = [self.data.rows[n] for n in numbers]
         images = [self.data.open(row.images[side]) for side in (0, 1) for row in rows]
-        texts = [row.caption for row in rows] + [row.texts[name] for name in self.texts for row in rows]
+        texts = [prompt(row) for prompt in prompts for row in rows]
         if self.library == "transformers":
             pixels = self.inner.processor(images=images, return_tensors="pt").pixel_values
             padding: dict[str, Any] = {"padding": "max_length", "max_length": self.inner.length, "truncation": True}
@@ -107,20 +120,24 @@ class Tuning:
         inner = self.inner = _load(encoder, str(self.accelerator.device))
         self.model: Any = Scores(inner.model, encoder.library)
         self.model.requires_grad_(True)
-        self.batches = Batches(data, inner, encoder.library, texts, _weights(data.rows, options.weighting))
+        self.batches, self.texts = Batches(data, inner, encoder.library, _weights(data.rows, options.weighting)), texts
 
-    def _loader(self, rows: Sequence[int], **options: Any) -> Any:
+    def _loader(self, rows: Sequence[int], prompts: Sequence[Prompt], **options: Any) -> Any:
         numbers: Any = list(rows)
-        return torch.utils.data.DataLoader(numbers, self.options.batch_size, collate_fn=self.batches, **options)
+        collate = partial(self.batches, prompts=prompts)
+        return torch.utils.data.DataLoader(numbers, self.options.batch_size, collate_fn=collate, **options)
 
-    def scores(self, rows: Sequence[int]) -> Tensor:
-        """Score images 0 and 1 of each row with its prompt: [N, 2] float32 on the CPU, complete in every process."""
+    def scores(self, rows: Sequence[int], further: Sequence[Prompt] = ()) -> Tensor:
+        """Score images 0 and 1 of each row with its prompt and further texts: [N, 2, T] float32 on the CPU.
+
+        The result is complete in every process.
+        """
         self.model.eval()
         parts = []
         with torch.inference_mode():
-            for batch in self.accelerator.prepare_data_loader(self._loader(rows)):
+            for batch in self.accelerator.prepare_data_loader(self._loader(rows, [caption, *further])):
                 with self.accelerator.autocast():
-                    scores = self.model(batch["pixels"], batch["ids"])[..., 0]
+                    scores = self.model(batch["pixels"], batch["ids"])
                 parts.append(self.accelerator.gather_for_metrics(scores).float().cpu())
         return torch.cat(parts)
 
@@ -131,7 +148,9 @@ class Tuning:
         others = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=o.learning_rate)
-        loader = self._loader(rows, shuffle=True, generator=torch.Generator().manual_seed(o.seed))
+        drawn = random.Random(o.seed)
+        texts = [partial(wording, column=name, drawn=drawn) for name in (o.implicit, *self.texts)]
+        loader = self._loader(rows, texts, shuffle=True, generator=torch.Generator().manual_seed(o.seed))
         self.model, optimizer, loader = accelerator.prepare(self.model, optimizer, loader)
         best, course, step, since_best = self._loss(validation), [], 0, 0
         best_weights, best_step = self._state(), 0
@@ -176,7 +195,7 @@ class Tuning:
 
     def _loss(self, rows: Sequence[int]) -> float:
         p = torch.tensor([self.data.rows[n].p for n in rows])
-        return float(losses(self.scores(rows)[..., None].double(), p.double(), 0.0).mean())
+        return float(losses(self.scores(rows).double(), p.double(), 0.0).mean())
 
     def _state(self) -> dict[str, Tensor]:
         model = self.accelerator.unwrap_model(self.model)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.config import content
+from prefkit.config.redo import OLD
 from prefkit.errors import DamagedError, FingerprintError, UsageError
 from prefkit.output import note, warn
 from prefkit.store.checksums import check_folder
@@ -55,7 +56,9 @@ class FitFolder:
             changes = "; ".join(_difference(key, _plain(spec.get(key)), _plain(self.fingerprint[key])) for key in keys)
             raise FingerprintError(
                 f"{self.folder} was fitted with different settings or data ({changes}). Name another folder with "
-                "--out, or remove this one to fit again."
+                f"--out, or add --redo, which moves this one to {self.folder.parent / OLD} and fits again.",
+                self.folder,
+                keys,
             )
         try:
             check_folder(self.folder, "The fit runs again.")

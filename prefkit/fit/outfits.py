@@ -111,7 +111,7 @@ def blanks(outfits: Outfits, rng: np.random.Generator) -> np.ndarray:
 def negatives(
     catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw for each outfit up to `count` items of the blanked item's category that it lacks: [O, count]; -1: none."""
+    """Draw up to `count` items of the blanked item's category from outside each outfit: [O, count]; -1: none."""
     items = np.full((len(outfits), count), -1, np.int64)
     truth = outfits.members[np.arange(len(outfits)), blank]
     for row, (members, item) in enumerate(zip(outfits.members, truth)):
@@ -123,7 +123,7 @@ def negatives(
 
 
 def one_negative(catalogue: Catalogue, outfits: Outfits, blank: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw one negative per outfit: [O]; -1 if all items of the blanked item's category are in the outfit."""
+    """Draw one item of the blanked item's category from outside each outfit: [O]; -1 if there is none."""
     truth = outfits.members[np.arange(len(outfits)), blank]
     sizes = np.array([len(pool) for pool in catalogue.of])
     flat, begin = np.concatenate(catalogue.of), np.cumsum(sizes) - sizes

@@ -37,13 +37,14 @@ class Preference:
     """One comparison of two images.
 
     p: probability that image 0 is better; 0.5 is a tie. images: the images' keys for `Preferences.open`. texts: column
-    -> additional prompt.
+    -> the wordings of an additional text, at least one. split: of its request.
     """
 
     caption: str
     p: float
     images: tuple[Any, Any]
-    texts: Mapping[str, str]
+    texts: Mapping[str, tuple[str, ...]]
+    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,26 @@ class Preferences:
             raise UsageError(f"an image of the pairs cannot be read: {message(str(error), 200)}.") from error
 
 
-def read_preferences(fit: str, pairs: str, run: str, votes: str, columns: Sequence[str] = ()) -> Preferences:
+def read_preferences(
+    fit: str, pairs: str, run: str, votes: str, columns: Sequence[str] = (), optional: Sequence[str] = ()
+) -> Preferences:
     """Read preferences from the pair dataset `pairs`, or from the comparisons called `votes` of the run folder `run`.
 
-    columns: columns with additional prompts, which each row must have. Raises UsageError.
+    columns: columns with additional texts, which each row must have; a text may be a list of wordings. optional:
+    further ones, which rows may lack. Raises UsageError.
     """
     if bool(pairs) == bool(run and votes) or bool(run) != bool(votes):
         raise UsageError(f"{fit}: give --pairs FOLDER, or --run FOLDER with --votes NAME (of its comparisons).")
-    preferences = _from_pairs(fit, pairs, columns) if pairs else _from_votes(fit, run, votes, columns)
+    if pairs:
+        preferences = _from_pairs(fit, pairs, columns, optional)
+    else:
+        preferences = _from_votes(fit, run, votes, columns, optional)
     if not preferences.rows:
         raise UsageError(f"{fit}: {pairs or f'{run}, comparisons {votes},'} contains no pairs.")
     return preferences
 
 
-def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
+def _from_pairs(fit: str, pairs: str, columns: Sequence[str], optional: Sequence[str]) -> Preferences:
     import datasets
     import pyarrow as pa
 
@@ -97,11 +104,11 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
             table = table.cast_column(name, datasets.Image(decode=False))
     run = run_of(folder)
     reader = lru_cache(1)(CandidateReader)
-    names = [name for name in (*REQUIRED[2:], "p", *columns) if name in table.column_names]
-    rows = [
-        Preference(row["caption"], _probability(fit, n, row), ((n, 0), (n, 1)), {name: row[name] for name in columns})
-        for n, row in enumerate(table.select_columns(names).to_list())
-    ]
+    names = dict.fromkeys((*REQUIRED[2:], "p", *columns, *optional))
+    rows = []
+    for n, row in enumerate(table.select_columns([name for name in names if name in table.column_names]).to_list()):
+        texts = _texts(row, columns, optional, f"{fit}.pairs: row {n} of {pairs}")
+        rows.append(Preference(row["caption"], _probability(fit, n, row), ((n, 0), (n, 1)), texts))
 
     def encoded(image: tuple[int, int]) -> bytes:
         row, side = table[image[0]], image[1]
@@ -116,6 +123,22 @@ def _from_pairs(fit: str, pairs: str, columns: Sequence[str]) -> Preferences:
     return Preferences(rows, encoded, digest(list(map(file_sum, files))))
 
 
+def _texts(
+    values: Mapping[str, Any], columns: Sequence[str], optional: Sequence[str], where: str
+) -> dict[str, tuple[str, ...]]:
+    """Return column -> wordings, for the columns with a text or a list with texts. Raises UsageError for `columns`."""
+    found = {}
+    for name in dict.fromkeys((*columns, *optional)):
+        value = values.get(name)
+        words = value if isinstance(value, (list, tuple)) else [value]
+        if texts := tuple(word for word in words if isinstance(word, str) and word.strip()):
+            found[name] = texts
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise UsageError(f"{where} has no text under {', '.join(missing)}.")
+    return found
+
+
 def _probability(fit: str, number: int, row: Mapping[str, Any]) -> float:
     """Return the probability that image 0 is better: 0.5 for equal labels; else the winner has p (default 1)."""
     first, second, p = row["label_0"], row["label_1"], row.get("p")
@@ -128,7 +151,7 @@ def _probability(fit: str, number: int, row: Mapping[str, Any]) -> float:
     return 0.5 if first == second else p if first > second else 1 - p
 
 
-def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Preferences:
+def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str], optional: Sequence[str]) -> Preferences:
     store = open_run(f"{fit}.votes", run, "comparisons", votes)
     frame = store.comparisons(votes).frame(["id", "id_a", "id_b", "outcome", "probability"])
     rejected = rejected_ids(store)
@@ -139,13 +162,11 @@ def _from_votes(fit: str, run: str, votes: str, columns: Sequence[str]) -> Prefe
         if outcome not in PROBABILITY or {a, b} & rejected:
             continue
         request = requests[reader[a]["request_id"]]
-        missing = [name for name in columns if not isinstance(request.extra.get(name), str)]
-        if missing:
-            raise UsageError(f"{fit}: request {request.request_id} of {run} has no text under {', '.join(missing)}.")
+        texts = _texts(request.extra, columns, optional, f"{fit}: request {request.request_id} of {run}")
         known = probability is not None and np.isfinite(probability)
         p = float(probability) if known else PROBABILITY[outcome]
-        rows.append(Preference(request.prompt, p, (a, b), {name: str(request.extra[name]) for name in columns}))
-        content.append([request.prompt, p, reader[a]["sha256"], reader[b]["sha256"], dict(rows[-1].texts)])
+        rows.append(Preference(request.prompt, p, (a, b), texts, request.split))
+        content.append([request.prompt, p, reader[a]["sha256"], reader[b]["sha256"], texts])
 
     def encoded(cid: str) -> bytes:
         image = reader.image(cid)
@@ -170,6 +191,31 @@ def rejected_ids(store: Store) -> set[str]:
     """Return the ids of candidates that decisions.csv rejects or removes."""
     decisions = store.decisions()
     return set(decisions.loc[decisions["verdict"].isin(("reject", "remove")), "id"])
+
+
+def split_preferences(
+    fit: str, rows: Sequence[Preference], test_splits: Sequence[str], shares: tuple[float, float], seed: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Split rows into indices for training, validation and test, by `split_by_text`.
+
+    test_splits: if given, exactly the rows in these splits are the test rows; rows elsewhere with a prompt of theirs are
+    left out. shares: fractions of the prompts for validation and test. Raises UsageError for a split without rows.
+    """
+    if not test_splits:
+        return split_by_text(fit, [row.caption for row in rows], *shares, seed)
+    splits = sorted({row.split for row in rows})
+    if unknown := [name for name in test_splits if name not in splits]:
+        raise UsageError(f"{fit}.test_splits: no pair is in split {unknown[0]!r}; the splits are {', '.join(splits)}.")
+    test = [n for n, row in enumerate(rows) if row.split in test_splits]
+    held = {caption_key(rows[n].caption) for n in test}
+    rest = [n for n, row in enumerate(rows) if row.split not in test_splits and caption_key(row.caption) not in held]
+    keys = [caption_key(rows[n].caption) for n in rest]
+    order = sorted(set(keys), key=lambda key: digest("split", seed, key))
+    validation = set(order[: max(1, round(shares[0] * len(order)))])
+    if len(order) < 2:
+        raise UsageError(f"{fit}.test_splits: {len(order)} prompts are left for training and validation. Add prompts.")
+    train = [n for n, key in zip(rest, keys) if key not in validation]
+    return train, [n for n, key in zip(rest, keys) if key in validation], test
 
 
 def split_by_text(

@@ -99,7 +99,7 @@ def _plugin(use: str) -> Any:
 def open_generator(
     model: Model, settings: Generate, inputs: Inputs | None = None
 ) -> Callable[[Sequence[Request], Sequence[int]], list[dict[str, Any]]]:
-    """Return a function (requests, seeds) -> one dict per request.
+    """Return a function that takes requests and seeds, and returns one dict per request.
 
     Each dict is {"image": PIL image, "latents": tensor | None, "extra": dict}, or {"error": text}. inputs: provides the
     arguments that a diffusers pipeline takes from each request (model.inputs).
@@ -214,7 +214,7 @@ def _inputs_hint(pipe: Any, arguments: Mapping[str, Any]) -> str:
 def sampling(
     pipe: Any, settings: Generate, inputs: Inputs
 ) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
-    """Return a function (requests, seeds) -> one Sampled per request, sampled from `pipe` with these settings."""
+    """Return a function that takes requests and seeds, and samples one Sampled per request with these settings."""
     from prefkit.models.sample import Sampler
 
     sampler = Sampler(

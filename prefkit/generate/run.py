@@ -28,7 +28,7 @@ from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.output import Progress, note, warn
 from prefkit.plugin_guard import error_summary
 from prefkit.store import Store
-from prefkit.store.table import Table, candidate_row, note_pace
+from prefkit.store.table import Table, candidate_row, note_pace, spelled_as
 from prefkit.types import Candidate, Request, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
@@ -81,7 +81,7 @@ def checked(
     model = model_of(store, recipe, settings)
     if ":" not in settings.use and not model.base:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
-    spec = generator_spec(model, settings)
+    spec = spelled_as(store.candidates(name).spec(), generator_spec(model, settings))
     jobs = []
     for request in chosen:
         for index in range(settings.n):
@@ -101,8 +101,7 @@ def model_of(store: Store, recipe: Recipe, settings: Generate) -> Model:
 
 def _claim(store: Store, name: str, spec: dict[str, Any], empty: bool, write: bool = True) -> None:
     table = store.candidates(name)
-    remedy = f"Use another name under generate, or remove {table.folder} to generate these candidates again."
-    table.claim(spec, remedy, empty=empty, write=write)
+    table.claim(spec, "Use another name under generate.", empty=empty, write=write)
 
 
 def check(name: str, recipe: Recipe) -> None:

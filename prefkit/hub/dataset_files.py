@@ -65,7 +65,7 @@ def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> St
 
 
 def _by_split(folder: Path) -> dict[str, list[Path]]:
-    """Return split -> files. Each subfolder is a split; files in `folder` itself are in split train, which is first."""
+    """Return {split: files}. Each subfolder is a split; files in `folder` itself are in split train, which is first."""
     splits: dict[str, list[Path]] = {}
     for path in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]):
         splits.setdefault("train" if path.parent == folder else path.parent.name, []).append(path)

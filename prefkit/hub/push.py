@@ -163,7 +163,7 @@ def _stage_model(store: Store, name: str, to: str, folder: Path, licence: str | 
 
 
 def _compared(store: Store, name: str) -> list[tuple[bytes, bytes]]:
-    """Return (tuned, base) images of equal request and index, chosen by hash, from the first evaluation with any."""
+    """Return (tuned, base) images of equal request and index, by hash, from the first evaluation that has any."""
     out = removed(store)
     for evaluation, result in evaluations(store).items():
         for set_name, models in (result.get("sets") or {}).items():

@@ -53,7 +53,7 @@ class Remote:
             return str(self.api.repo_info(**self.where).sha)
 
     def files(self, commit: str) -> dict[str, str]:
-        """Return path -> content hash: SHA-256 for LFS files, git's blob hash for the rest (see local_hashes)."""
+        """Return {path: content hash}: SHA-256 for LFS files, git's blob hash for the rest (see local_hashes)."""
         from huggingface_hub import RepoFile
 
         with self.errors("listing the files"):

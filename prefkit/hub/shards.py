@@ -44,10 +44,22 @@ def write_rows(
     return {"pairs": sum(counts.values()), **counts}
 
 
-def card(folder: Path, title: str, text: str, files: Sequence[tuple[str, str]]) -> None:
-    """Write README.md with the metadata that `load_dataset` reads. files: (split, glob)."""
+def card(
+    folder: Path, title: str, text: str, files: Sequence[tuple[str, str]], features: Mapping[str, str] | None = None
+) -> None:
+    """Write README.md with the metadata that `load_dataset` reads. files: (split, glob).
+
+    features: column -> dtype; `image` decodes bytes. If given, the config `gallery` shows the same files' images.
+    """
     import yaml
 
-    data = [{"split": split, "path": path} for split, path in files]
-    head = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": data}]}, sort_keys=False)
+    names = ["default", "gallery"] if features else ["default"]
+    configs = [
+        {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in files]} for name in names
+    ]
+    metadata: dict[str, Any] = {"configs": configs}
+    if features:
+        columns = [{"name": name, "dtype": dtype} for name, dtype in features.items()]
+        metadata["dataset_info"] = [{"config_name": "gallery", "features": columns}]
+    head = yaml.safe_dump(metadata, sort_keys=False)
     write_atomic(folder / "README.md", f"---\n{head}---\n\n# {title}\n\n{text}\n")

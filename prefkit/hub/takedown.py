@@ -65,7 +65,7 @@ def write_removals(store: Store, ids: Sequence[str]) -> None:
 
 
 def _files(store: Store) -> dict[str, str]:
-    """Return candidate id -> SHA-256 of its image file."""
+    """Return {candidate id: SHA-256 of its image file}."""
     files: dict[str, str] = {}
     for generator in store.names("candidates"):
         frame = store.candidates(generator).frame(["id", "sha256"])

@@ -25,14 +25,22 @@ from prefkit.store import Store
 FEW = 6
 
 
-def assess(store: Store) -> dict[str, Any] | None:
+Gaps = dict[str, tuple[np.ndarray, np.ndarray]]  # scorer -> arguments `gap` and `scored` of `against_votes`
+UNKNOWN = "unknown"  # group of the pairs whose request has no text in the column `by`
+
+
+def assess(store: Store, by: str | None = None) -> dict[str, Any] | None:
     """Return all measures of agreement as a JSON-able dict, or None if nobody has voted.
 
     Counts: votes, annotators, pairs, pairs_of_several (pairs with at least two votes). Fraction: ties. Estimates with
     a bootstrap over pairs: agreement, alpha, consistency (same verdict on a repeated pair), left (choices of the left
     image, without ties). Estimates with a bootstrap over requests: human {votes, majority} and scorers {alias: result
-    of `against_votes`}. evaluations: a list of {eval, set, against, model, annotators, ties, win_rate}.
+    of `against_votes`, and for a model judge `orders` {ab, ba}: the agreement of its answers in either order of the
+    images}. evaluations: a list of {eval, set, against, model, annotators, ties, win_rate}. by: a column of the
+    requests; the key `by` then holds {value: {alias: agreement on its pairs}}. Raises UsageError if no request has it.
     """
+    if by is not None:
+        agreement_data.check_column(store, by)
     verdicts = agreement_data.verdicts(store, people=True)
     if verdicts.empty:
         return None
@@ -47,6 +55,10 @@ def assess(store: Store) -> dict[str, Any] | None:
     # a pair's group is its request, or its first candidate if the run does not hold that candidate
     groups = pd.factorize(pairs["first"].map(requests).fillna("pair of " + pairs["first"]))[0]
     several = counts.sum(axis=1) >= 2
+    gaps = _gaps(store, folders, pairs)
+    scorers = {alias: against_votes(alias, *gap, counts, groups) for alias, gap in gaps.items()}
+    for judge, orders in _orders(store, pairs).items():
+        scorers[judge]["orders"] = {o: against_votes(judge, *gap, counts, groups)["votes"] for o, gap in orders.items()}
     again = verdicts[verdicts.showing <= 1].groupby(["judge", "first", "second"]).verdict.agg(["size", "nunique"])
     again = again[again["size"] == 2].reset_index()
     sided = verdicts[verdicts.left.notna() & (verdicts.verdict != 0)]
@@ -61,9 +73,9 @@ def assess(store: Store) -> dict[str, Any] | None:
         "consistency": _by_pair((again["nunique"] == 1).to_numpy(np.float64), again),
         "left": _by_pair(sided.left.to_numpy(np.float64), sided),
         "human": _human(units, values, counts, groups),
-        "scorers": _scorers(store, folders, pairs, counts, groups),
+        "scorers": {alias: row for alias, row in scorers.items() if row["votes"]["value"] is not None},
         "evaluations": _evaluations(votes, candidates),
-    }
+    } | ({} if by is None else {"by": _grouped(gaps, counts, groups, _labels(store, pairs["first"].map(requests), by))})
 
 
 def _by_pair(values: np.ndarray, frame: pd.DataFrame) -> dict[str, Any]:
@@ -79,20 +91,49 @@ def _human(units: np.ndarray, verdicts: np.ndarray, counts: np.ndarray, groups: 
     return estimates
 
 
-def _scorers(
-    store: Store, folders: dict[Any, Store], pairs: pd.DataFrame, counts: np.ndarray, groups: np.ndarray
-) -> dict[str, Any]:
-    rows = {}
+def _gaps(store: Store, folders: dict[Any, Store], pairs: pd.DataFrame) -> Gaps:
+    found = {}
     for alias, values in agreement_data.scores(store, folders).items():
         first, second = (values.reindex(pairs[side]).to_numpy(np.float64) for side in ("first", "second"))
         scored = np.isfinite(first) & np.isfinite(second)
-        gap = np.sign(np.where(scored, first, 0) - np.where(scored, second, 0))
-        rows[alias] = against_votes(alias, gap, scored, counts, groups)
+        found[alias] = np.sign(np.where(scored, first, 0) - np.where(scored, second, 0)), scored
     for judge, frame in agreement_data.verdicts(store, people=False).groupby("judge"):
-        mean = frame.groupby(["first", "second"]).verdict.mean()
-        gap = mean.reindex(list(pairs.itertuples(index=False, name=None))).to_numpy(np.float64)
-        rows[str(judge)] = against_votes(str(judge), np.sign(np.nan_to_num(gap)), np.isfinite(gap), counts, groups)
-    return {alias: row for alias, row in rows.items() if row["votes"]["value"] is not None}
+        found[str(judge)] = _gap(frame, pairs)
+    return found
+
+
+def _gap(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sign of a judge's mean verdict on each pair, and whether it has any."""
+    mean = verdicts.groupby(["first", "second"]).verdict.mean()
+    gap = mean.reindex(list(pairs.itertuples(index=False, name=None))).to_numpy(np.float64)
+    return np.sign(np.nan_to_num(gap)), np.isfinite(gap)
+
+
+def _orders(store: Store, pairs: pd.DataFrame) -> dict[str, Gaps]:
+    """Return judge -> {ab, ba: its answers with the images in this order}, for judges that were asked in both orders."""
+    result: dict[str, Gaps] = {}
+    for judge, frame in agreement_data.verdicts(store, people=False).groupby("judge"):
+        parts = {order: frame[frame.order == order] for order in ("ab", "ba")}
+        if all(map(len, parts.values())):
+            result[str(judge)] = {order: _gap(part, pairs) for order, part in parts.items()}
+    return result
+
+
+def _labels(store: Store, requests: pd.Series, by: str) -> np.ndarray:
+    texts = {r.request_id: r.extra.get(by) for r in store.requests()}
+    return np.array([str(texts.get(request) or UNKNOWN) for request in requests])
+
+
+def _grouped(gaps: Gaps, counts: np.ndarray, groups: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Return {label: {alias: agreement with single votes on the pairs with this label}}. labels: [U]."""
+    return {
+        label: {
+            alias: against_votes(alias, gap[own], scored[own], counts[own], groups[own])["votes"]
+            for alias, (gap, scored) in gaps.items()
+        }
+        for label in sorted(set(labels.tolist()))
+        for own in [labels == label]
+    }
 
 
 def against_votes(

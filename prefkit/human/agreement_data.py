@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from prefkit.errors import UsageError
 from prefkit.store import Store
 from prefkit.store.summary import candidate_index, higher_is_better
 from prefkit.types import digest
@@ -12,12 +13,21 @@ from prefkit.types import digest
 COLUMNS = ["id", "id_a", "id_b", "outcome", "judge", "order", "aspect", "time"]
 
 
+def check_column(store: Store, column: str) -> None:
+    """Raise UsageError if no request of the run has a value in this column."""
+    requests = store.requests()
+    if not any(r.extra.get(column) for r in requests):
+        known = ", ".join(dict.fromkeys(name for r in requests for name in r.extra)) or "none besides the prompt"
+        raise UsageError(f"--by {column}: no request of {store.folder} has this column; the columns are {known}.")
+
+
 def verdicts(store: Store, people: bool) -> pd.DataFrame:
     """Return one row per verdict. people: True for people's imported votes, False for verdicts of model judges.
 
     first, second: candidate ids, sorted, so that a pair is the same in both orders; verdict: 1 (first is better), -1
-    or 0 (tie); left: 1 (left image chosen), 0 or NaN (unknown); showing: 0 for a judge's earliest verdict on a pair, 1
-    for the next. Failed verdicts are left out. Verdicts on single aspects are left out if any is on overall quality.
+    or 0 (tie); order: "ab", "ba" or "both"; left: 1 (left image chosen), 0 or NaN (unknown); showing: 0 for a judge's
+    earliest verdict on a pair, 1 for the next. Failed verdicts are left out. Verdicts on single aspects are left out if
+    any is on overall quality.
     """
     frames = []
     for alias in store.names("comparisons"):
@@ -40,6 +50,7 @@ def verdicts(store: Store, people: bool) -> pd.DataFrame:
         "verdict": np.where(swapped, -verdict, verdict),
         "judge": frame.judge.to_numpy(),
         "left": np.where(side == 0, np.nan, side > 0),
+        "order": frame.order.to_numpy(),
         "time": frame.time.to_numpy(np.float64),
         "id": frame.id.to_numpy(),
     }
@@ -48,7 +59,7 @@ def verdicts(store: Store, people: bool) -> pd.DataFrame:
 
 
 def evaluations(store: Store) -> dict[tuple[str, str, str], Store]:
-    """Return (evaluation, set, model) -> store of the model's images, whose folder is laid out like a run folder."""
+    """Return {(evaluation, set, model): store of the model's images}. Its folder is laid out like a run folder."""
     return {
         (name, folder.parent.name, folder.name): Store(folder)
         for name in store.names("eval")
@@ -67,7 +78,7 @@ def candidates(store: Store, folders: dict[tuple[str, str, str], Store]) -> pd.D
 
 
 def scores(store: Store, folders: dict[tuple[str, str, str], Store]) -> dict[str, pd.Series]:
-    """Return alias -> scores in the run and its evaluations, indexed by candidate id and negated if lower is better.
+    """Return {alias: scores in the run and its evaluations}, indexed by candidate id, negated if lower is better.
 
     If an evaluation used a scorer with another specification, its scores are listed as "alias (evaluation)".
     """

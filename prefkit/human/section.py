@@ -20,9 +20,12 @@ FEW_NOTE = f'<p class="quiet">▵ fewer than {FEW} requests or pairs: the interv
 INTERVAL = ["95 % interval", "", "Of"]
 
 
-def section(store: Store) -> str:
-    """Return the section and write its numbers to RUN/agreement.json. Without votes, it explains how to get votes."""
-    result = assess(store)
+def section(store: Store, by: str | None = None) -> str:
+    """Return the section and write its numbers to RUN/agreement.json. Without votes, it explains how to get votes.
+
+    by: a column of the requests, by whose values the scorers' agreement is also shown.
+    """
+    result = assess(store, by)
     path = store.folder / "agreement.json"
     if result is None:
         path.unlink(missing_ok=True)
@@ -31,11 +34,11 @@ def section(store: Store) -> str:
     write_json(path, result)
     lines = "".join(f"<li>{html.text(row['sentence'], 200)}</li>" for row in result["scorers"].values())
     body = (
-        f'<ul class="outcome">{lines}</ul>'
+        f'<ul class="findings">{lines}</ul>'
         if lines
         else html.missing("No scorer has scored the pairs that people voted on.")
     )
-    body += _people(result) + _scorers(result) + _evaluations(store, result["evaluations"])
+    body += _people(result) + _scorers(result) + _by(result, by) + _evaluations(store, result["evaluations"])
     return html.section("votes", "Votes", body, LEAD)
 
 
@@ -68,6 +71,24 @@ def _scorers(result: dict[str, Any]) -> str:
         return ""
     head = ["Agrees with", "single votes", *INTERVAL, "the majority", *INTERVAL, "No preference", "No score"]
     return html.table(head, rows) + _few([row["votes"] for row in scorers.values()])
+
+
+def _by(result: dict[str, Any], by: str | None) -> str:
+    """Return the tables of the agreement by the column `by`, and of judges' answers in each order; "" without both."""
+    rows = [
+        [html.text(label, 60), html.text(alias, 60), *_cells(estimate, "votes")]
+        for label, scorers in result.get("by", {}).items()
+        for alias, estimate in scorers.items()
+    ]
+    table = (
+        html.table([html.text(by or "", 40), "Agrees with single votes", "", *INTERVAL], rows, left=2) if rows else ""
+    )
+    orders = [
+        [html.text(alias, 60), f"{order}: image {order[0]} first", *_cells(row["orders"][order], "votes")]
+        for alias, row in result["scorers"].items()
+        for order in row.get("orders", {})
+    ]
+    return table + (html.table(["Judge", "Order of the images", "", *INTERVAL], orders, left=2) if orders else "")
 
 
 def _evaluations(store: Store, rows: list[dict[str, Any]]) -> str:

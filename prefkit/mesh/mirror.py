@@ -38,7 +38,7 @@ def partners(names: Sequence[str]) -> list[int] | None:
 
 
 def can_mirror(layout: Layout) -> bool:
-    """True if the joint names have left and right sides, and the features use no rotations or the free body's."""
+    """True if the joint names have left and right sides, and the features use the free body's rotations or none."""
     return partners(layout.joints) is not None and layout.rotations in (0, len(FREE))
 
 

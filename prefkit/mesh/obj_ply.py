@@ -192,7 +192,7 @@ def _binary(data: bytes, start: int, order: str) -> Callable[[Element], Values]:
 
 
 def _table(element: Element, data: bytes, position: int, order: str, length: int | None) -> np.ndarray | None:
-    """Return the element's rows as a structured array; None if the data end early, or a list has another length."""
+    """Return the element's rows as a structured array; None if the data end early or a list has not `length` values."""
     fields: list[Any] = []
     for p in element.properties:
         if p.length is None:

@@ -81,7 +81,7 @@ class Observed:
         return self.camera.project(joints)
 
     def residuals(self, joints: Tensor) -> Tensor:
-        """Return the offsets [M, J, 2] of projected joints from their keypoints, in units of `half`; 0 if missing."""
+        """Return the offsets [M, J, 2] of projected joints from keypoints, in units of `half`; 0 without a keypoint."""
         offsets = (self.project(joints) - self.keypoints) / self.half
         return torch.where(self.confidence[:, None] > 0, offsets, 0.0)
 
@@ -91,7 +91,7 @@ class Observed:
 
 
 def names_of(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """Return names for `count` joints: `names`, or if empty, the free body's for 18 joints, else numbers."""
+    """Return `names` or, if empty, default names for `count` joints: the free body's for 18 joints, else numbers."""
     if names:
         return tuple(names)
     return tuple(JOINT_NAMES) if count == len(JOINT_NAMES) else tuple(map(str, range(count)))

@@ -81,7 +81,7 @@ class Mesh:
         return _mesh(checked(_mesh(tensors, facts)), facts)
 
     def triangles(self) -> np.ndarray | None:
-        """Return the mesh's own faces [F, 3] int32, else those of the body in mesh/body.py if its vertices fit, else None."""
+        """Return the faces [F, 3] int32: the mesh's own, else the free body's if it has as many vertices, else None."""
         if self.faces is not None or self.vertices is None:
             return self.faces
         from prefkit.mesh.body import load_body

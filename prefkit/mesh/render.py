@@ -204,7 +204,7 @@ def render_joints(
 
 
 def _parts(joints: np.ndarray, names: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the bones and the joints without a bone to draw, as indices of joints in front of the camera."""
+    """Return what to draw, bones and joints without a bone, as tuples of indices of joints in front of the camera."""
     place = {name: index for index, name in enumerate(names) if joints[index, 2] > NEAR}
     bones = [(place[a], place[b]) for a, b in BONES if a in place and b in place]
     linked = {index for bone in bones for index in bone}
@@ -212,7 +212,7 @@ def _parts(joints: np.ndarray, names: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def _shade(joints: np.ndarray, part: tuple[int, ...]) -> float:
-    """Return the brightness of a part: 1.1 for the nearest joint, 0.7 for the farthest."""
+    """Return the brightness of a bone or joint (`part`): 1.1 at the nearest joint, 0.7 at the farthest."""
     depths = joints[:, 2]
     span = max(float(depths.max() - depths.min()), 1e-6)
     return 1.1 - 0.4 * float(depths[list(part)].mean() - depths.min()) / span

@@ -71,7 +71,7 @@ def posed(rotations: Tensor, pose_repr: str, betas: Tensor | None) -> tuple[Tens
 
 
 def surface_of(mesh: Mesh) -> tuple[Tensor, Tensor] | None:
-    """Return a mesh's vertices and root point: stored, or else from the free body in the mesh's pose, or else None."""
+    """Return a mesh's vertices and root point: the stored ones, else those of the free body in its pose, else None."""
     if mesh.vertices is not None:
         joints = torch.from_numpy(mesh.joints3d)
         root = joints[list(root_of(names_of(mesh.joint_names, len(joints))))].mean(0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
 import yaml
 
 from prefkit.config import Pair
 from prefkit.pair.dataset import pair_schema
+from prefkit.store.parquet import feature_dtype
 
 
 def card(
@@ -69,13 +69,9 @@ def _configs(splits: dict[str, int], aliases: list[str], counts: dict[str, Any],
     head: dict[str, Any] = {"configs": configs}
     if config.embed:
         configs.append({"config_name": "gallery", "data_files": files(splits)})
-        features = [{"name": f.name, "dtype": _dtype(f.type)} for f in pair_schema(aliases)]
+        features = [{"name": f.name, "dtype": feature_dtype(f.type)} for f in pair_schema(aliases)]
         head["dataset_info"] = [{"config_name": "gallery", "features": features}]
     for extra in ("ties", "lists"):
         if extra_splits := counts.get(f"{extra}_splits"):
             configs.append({"config_name": extra, "data_files": files(extra_splits, f"{extra}/")})
     return head
-
-
-def _dtype(kind: pa.DataType) -> str:
-    return "image" if pa.types.is_binary(kind) else {"double": "float64"}.get(str(kind), str(kind))

@@ -42,8 +42,8 @@ def choose_by(
     """Choose pairs by the settings of a `pair` entry (except top_pairs), for the pair stage and online training.
 
     columns: score name -> values [N] float64, NaN = missing; groups [N] sorted int: each candidate's request. A pair
-    with a gap of at most `tie` is a tie; if a single scorer chose the pair, only a gap of 0 is. Raises PluginError if
-    the strategy fails or returns an invalid result.
+    with a gap of at most `tie` is a tie; if a single scorer chose the pair, only a gap of 0 is a tie. Raises
+    PluginError if the strategy fails or returns an invalid result.
     """
     name = config.use
     if config.decimals is not None:

@@ -42,7 +42,7 @@ def pair_schema(aliases: list[str], images: bool = True) -> pa.Schema:
 
 
 class PairTable:
-    """Converts pairs to Arrow tables and files. Their columns `win` and `lose` are indices into the pool's frame."""
+    """Converts pairs to Arrow tables and files. The pairs' columns win and lose are indices into the pool's frame."""
 
     def __init__(self, pool: Pool, models: list[str], aliases: list[str], strategy: str) -> None:
         self.pool, self.aliases = pool, aliases
@@ -115,7 +115,7 @@ def write_pairs(
 
 
 def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes | None] | None) -> None:
-    """Write rows with the images as scorers saw them, with the images of one row group in memory at a time."""
+    """Write rows with the images as scorers saw them. Holds only the images of one row group in memory."""
     if image is None:
         nulls = pa.nulls(len(scalars), pa.binary())
         shards.write(scalars.add_column(0, "jpg_0", nulls).add_column(1, "jpg_1", nulls))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pyarrow as pa
 
 from prefkit import registry
 from prefkit.config import Pair, Recipe, bounds, compatibility, content, plugin_options
-from prefkit.errors import NotYet, UsageError
+from prefkit.config.redo import made_from
+from prefkit.errors import DamagedError, FingerprintError, NotYet, UsageError
 from prefkit.images import Background
 from prefkit.output import note, shell_quoted, warn
 from prefkit.pair.audit import audit, warnings_of
@@ -26,11 +28,12 @@ from prefkit.pair.dataset import IMAGES, PairTable, write_lists, write_pairs, wr
 from prefkit.pair.leaks import leaks
 from prefkit.pair.pool import Pool, add_scores, hashed, read_pool
 from prefkit.store import Store
-from prefkit.store.files import sound_json, write_atomic, write_json
+from prefkit.store.files import read_json, sound_json, write_atomic, write_json
 from prefkit.store.folders import check_pairs, whole_folder
 from prefkit.store.query import in_query
 from prefkit.store.reader import CandidateReader
 from prefkit.store.seal import check, open_sealed
+from prefkit.store.table import compare_settings
 from prefkit.types import digest
 
 NO_WEIGHT = "pair: every weight is 0. Give at least one score a weight other than 0."
@@ -66,20 +69,13 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     config, strategy = settings_of(recipe, name)
     with store.lock(f"pairs/{name}"):
         inputs = _read(store, config, strategy, name, limit)
-        weights, votes = inputs.weights, inputs.votes
-        spec = {
-            "settings": content(config),
-            # with votes, scores are only stored in the dataset, so their weights do not matter
-            **({"weights": weights} if votes is None else {"weights": {}, "comparisons": _tables(votes)}),
-            "scorers": inputs.specs,
-            "scores": _hash_of(inputs.pool, list(weights), votes),
-            "code": registry.code_hash(config.use, "strategy"),
-            "pixels": Background.rules(),
-        }
+        weights = inputs.weights
+        spec = _spec(inputs, config)
         folder = store.pairs(name)
         existing = sound_json(folder / "spec.json") if _complete(folder) else None
         if existing is not None and existing.get("spec") == spec:
             return existing["counts"] | {"unchanged": True}
+        _check_unused(store, recipe, name, spec)
         outcome = _choose(inputs, config, strategy, name)
         report = audit(inputs.pool, outcome, list(weights), inputs.stats)
         paired = np.r_[outcome.pairs.win.to_numpy(), outcome.pairs.lose.to_numpy()]
@@ -110,6 +106,7 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple
     """
     config, strategy = settings_of(recipe, name)
     inputs = _read(store, config, strategy, name, limit, write=False)
+    _check_unused(store, recipe, name, _spec(inputs, config))
     _choose(inputs, config, strategy, name)
     return inputs.weights, len(inputs.pool)
 
@@ -129,6 +126,37 @@ def _read(store: Store, config: Pair, strategy: Any, name: str, limit: int | Non
     if len(pool):
         check_size(strategy, int(np.bincount(pool.frame.request.to_numpy()).max()), name, config)
     return Inputs(weights, pool, specs, stats, counts, None)
+
+
+def _spec(inputs: Inputs, config: Pair) -> dict[str, Any]:
+    """Return the settings and the data that determine the pairs."""
+    weights, votes = inputs.weights, inputs.votes
+    return {
+        "settings": content(config),
+        # with votes, scores are only stored in the dataset, so their weights do not matter
+        **({"weights": weights} if votes is None else {"weights": {}, "comparisons": _tables(votes)}),
+        "scorers": inputs.specs,
+        "scores": _hash_of(inputs.pool, list(weights), votes),
+        "code": registry.code_hash(config.use, "strategy"),
+        "pixels": Background.rules(),
+    }
+
+
+def _check_unused(store: Store, recipe: Recipe, name: str, spec: dict[str, Any]) -> None:
+    """Raise FingerprintError if pairs/NAME was imported, or was made with other settings and a model was trained on it.
+
+    Other pairs are replaced without asking: new scores change them, and they are made again in seconds.
+    """
+    stored: dict[str, Any] = {}
+    with suppress(DamagedError, FileNotFoundError):
+        stored = read_json(store.pairs(name) / "spec.json").get("spec") or {}
+    try:
+        before, now = ({key: of.get(key) for key in ("settings", "weights", "code")} for of in (stored, spec))
+        compare_settings(store.pairs(name), before, now, "Use another name under pair.")
+    except FingerprintError:
+        imported = isinstance(stored.get("comparisons"), str)
+        if imported or any(f"pairs/{name}" in inputs for inputs in made_from(store, recipe).values()):
+            raise
 
 
 def _choose(inputs: Inputs, config: Pair, strategy: Any, name: str) -> Outcome:
@@ -182,7 +210,7 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
 
     needed: raise UsageError if there are none.
     """
-    known = store.names("scores")
+    known = [alias for alias in store.names("scores") if alias in config.weights or has_values(store, alias)]
     if not known and needed:
         text = f"{store.folder} has no scores: run `prefkit score {shell_quoted(store.folder)}` first."
         raise NotYet(text, "score", list(config.weights))
@@ -210,6 +238,12 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
             f"pair: `ties` names {', '.join(unknown)}, which is not used for pairing; choose from {', '.join(weights)}."
         )
     return {a: w for a, w in weights.items() if w}
+
+
+def has_values(store: Store, alias: str) -> bool:
+    """True if the scorer succeeded for at least one candidate. Pairs need no score of a scorer that failed."""
+    values = store.scores(alias).frame(["id", "value"]).value
+    return bool(values.notna().any())
 
 
 def no_scores(missing: Sequence[str], known: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The report section on evaluations: outcome, table with intervals, missing controls, correlation of the judges."""
+"""The report section on evaluations: outcome, images, table with intervals, missing controls, correlation of judges."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ ASPECTS_NOTE = (
     "Mean of each aspect that a judge reports, and the probability that two seeds of one request differ in the aspect. "
     "This probability should be as high for a tuned model as for the base."
 )
-#: used_for_pairs (None: unknown) -> suffix of the judge's name; TAGS: the tag next to the name in the table
-SUFFIX = {True: "", False: " (held-out judge)", None: " (unknown whether it was the training signal)"}
+TIERS = ["Model", "Judge", "Group", "Superficial", "Base", "Model", "Explicit", "RI", "95 % interval", "Requests"]
+TIERS_NOTE = (
+    "Mean scores against the request's own prompt. Superficial and explicit: the base's images from these prompts, as floor "
+    "and ceiling. RI, the relative improvement: (model - base) / (explicit - base)."
+)
+OUTCOME = ["Model", "Judge", "Verdict", "Base", "Tuned", "Wins", "Ties", "Losses"]
+OUTCOME_NOTE = "Tuned against base on held-out requests, at equal seeds. Only a held-out judge is evidence; a control should not win."
+#: used_for_pairs (None: unknown) -> the tag next to the judge's name
 TAGS = {
     True: '<span class="tag">training signal</span>',
     False: '<span class="tag held">held out</span>',
@@ -33,37 +39,61 @@ TAGS = {
 #: the page shows images of at most this many prompt sets; its tables list all sets
 GRIDS = 2
 LEAD = (
-    "Base and tuned model generate candidates for the same requests at the same seeds. A request's win rate is the mean over "
-    "seeds; ties count half. The interval is a bootstrap over requests. A judge that chose the pairs or was the "
-    "reward is the training signal, so only held-out judges count as evidence. For imported pairs that do not "
-    "record what chose them, the training signal is unknown. Best of N: how many base samples to draw per request "
-    "so that the best of them scores as high as the tuned model."
+    "Base and tuned model generate images for the same requests at the same seeds. A judge that chose the pairs or was the "
+    "reward is the training signal; only held-out judges count as evidence."
 )
+WORDS = {
+    "better, worse": "the 95 % interval of the win rate is above, or below, 0.5",
+    "no difference shown": "the interval contains 0.5",
+    "nothing changed": "at equal seeds, images of base and tuned differ by less than 5 % of the distance between two seeds "
+    "of the base, so the training had hardly any effect, whatever the win rate is",
+    "win rate": "fraction of image pairs in which tuned beats base, averaged over the seeds of a request; ties count half. "
+    "The interval is a bootstrap over requests",
+    "training signal: unknown": "the pairs were imported without a record of what chose them",
+    "detectable": "how far from 0.5 a win rate must be to be shown with this number of requests",
+    "best of N": "how many base samples per request reach, at their best, the mean score of tuned",
+    "control": "a training at the same budget that should not learn the preference: SFT on the winners, DPO on randomly "
+    "flipped pairs",
+}
 
 
 def results(store: Store) -> dict[str, dict[str, Any]]:
-    """Return evaluation name -> content of its result.json."""
+    """Return {evaluation name: content of its result.json}."""
     paths = {name: store.eval(name) / "result.json" for name in store.names("eval")}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
 def outcome(evaluations: dict[str, dict[str, Any]]) -> str:
-    """Return the list for the top of the page: one line per trained model, with every judge's verdict."""
-    lines = []
+    """Return the table for the top of the page: every judge's verdict on each trained model and its controls."""
+    rows = []
     for name, result in evaluations.items():
-        for set_name, models in result.get("sets", {}).items():
-            where = html.text(f"{name}, {set_name}", 80)
-            for model, scorers in models.items():
-                if not grids.is_variant(model) and scorers:
-                    verdicts = "; ".join(_finding(alias, row) for alias, row in scorers.items())
-                    title = f'<b>{html.text(model, 60)}</b> <span class="quiet">({where})</span>'
-                    lines.append(f"<li>{title}: {verdicts}</li>")
-    return f'<ul class="outcome">{"".join(lines)}</ul>' if lines else ""
+        sets = result.get("sets", {})
+        for set_name, models in sets.items():
+            where = f"{name}, {set_name}" if len(evaluations) > 1 or len(sets) > 1 else ""
+            for model in sorted(models, key=grids.is_variant):
+                if not model.startswith("base-"):
+                    rows += [_finding(model, where, alias, row) for alias, row in models[model].items()]
+    if not rows:
+        return ""
+    return f'<div class="outcome"><p class="quiet">{OUTCOME_NOTE}</p>{html.table(OUTCOME, rows, left=3)}</div>'
 
 
-def _finding(alias: str, row: dict[str, Any]) -> str:
-    rate = "" if row["win_rate"] is None else f", wins {row['win_rate']:.0%} of the time"
-    return f"{_verdict(row['verdict'])} by {html.text(alias, 40)}{SUFFIX[row.get('used_for_pairs')]}{rate}"
+def _finding(model: str, where: str, alias: str, row: dict[str, Any]) -> list[str]:
+    """Return a row of the outcome table. Wins, ties and losses are fractions of the compared pairs of images."""
+    kind = ' <span class="tag">control</span>' if model.endswith(grids.CONTROL_SUFFIXES) else ""
+    place = f'<br><span class="quiet">{html.text(where, 80)}</span>' if where else ""
+    shares = ["–"] * 3
+    if row["win_rate"] is not None:
+        wins = row["win_rate"] - row["tie_share"] / 2
+        shares = [f"{share:.0%}" for share in (wins, row["tie_share"], 1 - wins - row["tie_share"])]
+    return [
+        f"<b>{html.text(model, 60)}</b>{kind}{place}",
+        f"{html.text(alias, 40)} {TAGS[row.get('used_for_pairs')]}",
+        _verdict(row["verdict"]),
+        html.number(row["base"]),
+        html.number(row["tuned"]),
+        *shares,
+    ]
 
 
 def _verdict(word: str) -> str:
@@ -73,19 +103,21 @@ def _verdict(word: str) -> str:
 def evaluation(store: Store, evaluations: dict[str, dict[str, Any]]) -> str:
     """Return the section with the tables and images of every evaluation."""
     if not evaluations:
-        return html.section("evaluation", "Evaluation", html.missing("Nothing has been evaluated yet."))
+        return html.section("evaluation", "What changed", html.missing("Nothing has been evaluated yet."))
     parts, shown = [], 0
     for name, result in evaluations.items():
-        parts.append(f"<h3>{html.text(name, 60)}</h3>{_caveats(result)}")
         for set_name, models in result.get("sets", {}).items():
-            parts.append(f"<h3>{html.text(name, 60)} on {html.text(set_name, 60)}</h3>")
-            parts.append(_table(models) if any(models.values()) else html.missing("No model was compared."))
+            parts.append(f"<h3>{html.text(name if set_name == name else f'{name}, requests {set_name}', 120)}</h3>")
             if shown < GRIDS:
                 parts.append(grids.both(store.eval(name) / set_name, result, models))
             else:
                 parts.append(html.missing("Images of this set are in the run folder."))
+            parts.append(_table(models) if any(models.values()) else html.missing("No model was compared."))
             shown += 1
-    return html.section("evaluation", "Evaluation", "".join(parts), LEAD)
+        parts.append(_caveats(result))
+    words = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in WORDS.items())
+    parts.append(f"<details><summary>What the words mean</summary><dl>{words}</dl></details>")
+    return html.section("evaluation", "What changed", "".join(parts), LEAD)
 
 
 def _table(models: dict[str, dict[str, Any]]) -> str:
@@ -101,7 +133,27 @@ def _table(models: dict[str, dict[str, Any]]) -> str:
     real = [(model, row["real_distance"]) for model, row in first.items() if row.get("real_distance")]
     main = html.table([*HEAD, *FURTHER], rows, left=4)
     apart = html.table(["Model", *DISTANCES.values()], distances, caption)
-    return main + apart + _encoded(embedded) + _real(real) + _aspects(ordered)
+    return main + _tiers(ordered) + apart + _encoded(embedded) + _real(real) + _aspects(ordered)
+
+
+def _tiers(models: dict[str, dict[str, Any]]) -> str:
+    """Return the table of scores by tier of the prompt and by group, with the relative improvement, or ""."""
+    rows = [
+        [*(html.text(text, 40) for text in (model, alias, group)), *_levels(part), html.number(part["n_requests"])]
+        for model, scorers in models.items()
+        for alias, row in scorers.items()
+        if row.get("tiers")
+        for group, part in {"all": row["tiers"], **(row["tiers"]["by"] or {})}.items()
+    ]
+    return f'{html.table(TIERS, rows, left=3)}<p class="quiet">{TIERS_NOTE}</p>' if rows else ""
+
+
+def _levels(part: dict[str, Any]) -> list[str]:
+    means = [html.number(part["means"].get(name)) for name in ("superficial", "base", "tuned", "explicit")]
+    estimate = part["relative_improvement"] or dict.fromkeys(("value", "low", "high", "reason"))
+    value, low, high = ("–" if estimate[key] is None else f"{estimate[key]:.1%}" for key in ("value", "low", "high"))
+    note = f'<br><span class="warn">{html.text(estimate["reason"], 120)}</span>' if estimate["reason"] else ""
+    return [*means, value + note, "–" if estimate["low"] is None else f"{low} to {high}"]
 
 
 def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:

@@ -61,7 +61,7 @@ def by_hash(requests: set[str]) -> list[str]:
 def regressions(
     stores: dict[str, Store], frames: dict[str, pd.DataFrame], model: str, judge: str, requests: set[str]
 ) -> dict[str, float]:
-    """Return request -> mean change of the judge's score from base to `model`, worst first; positive is better.
+    """Return {request: mean change of the judge's score from base to `model`}, worst first; positive is better.
 
     Images without a score for both models are left out.
     """
@@ -90,7 +90,7 @@ def _index(store: Store, generator: str | None, seeds: int) -> pd.DataFrame:
 def _images(
     stores: dict[str, Store], frames: dict[str, pd.DataFrame], requests: list[str]
 ) -> dict[tuple[str, str], str | None]:
-    """Return (model, candidate id) -> data URI of a thumbnail."""
+    """Return {(model, candidate id): data URI of a thumbnail}."""
     images: dict[tuple[str, str], str | None] = {}
     for name, store in stores.items():
         ids = frames[name][frames[name].request_id.isin(requests)].id

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from prefkit.report import html, plot
+from prefkit.report.overview import online_samples
 from prefkit.report.pictures import thumbnail, thumbnails
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -48,7 +49,8 @@ def pairs(store: Store) -> str:
     """Return the section on pair sets: histogram of score gaps, and the pairs with the widest and narrowest gaps."""
     names = store.names("pairs")
     if not names:
-        return html.section("pairs", "Pairs", html.missing("No pairs have been made yet."))
+        note = "Online training uses no pair set." if online_samples(store) else "No pairs have been made yet."
+        return html.section("pairs", "Pairs", html.missing(note))
     body = "".join(_pair_set(store, name) for name in names[:PAIR_SETS]) + _rest(names, PAIR_SETS)
     lead = "The gap is the winner's minus the loser's combined, normalised score. Winners are outlined."
     return html.section("pairs", "Pairs", body, lead)
@@ -100,12 +102,25 @@ def training(store: Store) -> str:
         parts.append(f'<h3>{html.text(name, 60)} <span class="tag">{state}</span></h3>')
         plots = "".join(_curves(rows))
         parts.append(f'<div class="plots">{plots}</div>' if plots else html.missing("No step has been recorded yet."))
-        parts += [_preflight(store.train(name)), _sample_evaluations(rows)]
+        parts += [_board(store.train(name)), _preflight(store.train(name)), _sample_evaluations(rows)]
     lead = (
         "Margins are relative to the frozen reference: a winner advantage above 0 means that winners became likelier. "
         "Long curves are averaged over neighbouring steps."
     )
     return html.section("training", "Training", "".join(parts) + _rest(names, CURVED), lead)
+
+
+def _board(folder: Path) -> str:
+    """Return the link, or the command, that shows the training in an experiment tracker; "" if it used none."""
+    path = folder / "board.json"
+    if not path.exists():
+        return ""
+    stored = read_json(path)
+    link, board = str(stored.get("link")), html.text(stored.get("board"), 40)
+    shown = html.text(link, 300)
+    if link.startswith("https://"):
+        shown = f'<a href="{shown}" rel="noreferrer">{shown}</a>'
+    return f'<p class="quiet">Also logged to {board}: {shown}</p>'
 
 
 def _preflight(folder: Path) -> str:

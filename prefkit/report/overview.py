@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from prefkit.report import html, plot
+from prefkit.report.grids import CONTROL_SUFFIXES
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.summary import higher_is_better, rank_correlation
@@ -28,15 +29,49 @@ def header(store: Store, state: dict[str, Any], anchors: dict[str, str]) -> str:
     tiles = {
         "requests": sum(state["requests"].values()),
         "candidates": sum(c["done"] for c in state["candidates"].values()),
+        "samples of online training": online_samples(store),
         "scorers": len({name.rpartition("/")[2] for name in state["scores"]}),  # with rounds: "round 2/NAME"
         "pairs": sum(sum(splits.values()) for splits in state["pairs"].values()),
         "trained models": sum(bool(t["final"]) for t in state["train"].values()),
         "failures": sum(c["failed"] for kind in ("candidates", "scores") for c in state[kind].values()),
     }
+    if tiles["samples of online training"]:  # it makes and scores its own candidates, and no pairs
+        names = [name for name in ("candidates", "scorers", "pairs") if not tiles[name]]
+    else:
+        names = ["samples of online training"]
+    tiles = {name: n for name, n in tiles.items() if name not in names}
     counts = "".join(f'<div class="tile"><b>{n:,}</b><span>{name}</span></div>' for name, n in tiles.items())
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in anchors.items())
     title = html.text(store.folder.resolve().name, 80)
     return f'<header><h1>{title}</h1><div class="tiles">{counts}</div><nav aria-label="Sections">{links}</nav></header>'
+
+
+def online_samples(store: Store) -> int:
+    """Return the number of samples that the finished online trainings of a run drew."""
+    paths = [store.train(name) / "result.json" for name in store.names("train")]
+    return sum(int(read_json(path).get("queries") or 0) for path in paths if path.exists())
+
+
+def use(store: Store, recipe: Recipe | None) -> str:
+    """Return the lines that load each trained diffusion model in diffusers, or ""."""
+    base = recipe.model.base if recipe is not None else ""
+    lines = []
+    for name in store.names("train"):
+        final = store.train(name) / "final"
+        if name.endswith(CONTROL_SUFFIXES):
+            continue
+        if (final / "pytorch_lora_weights.safetensors").exists():
+            lines.append(f'pipe.load_lora_weights("{final}")  # {name}')
+        elif (final / "model_index.json").exists():
+            lines.append(f'pipe = DiffusionPipeline.from_pretrained("{final}")  # {name}')
+    if not lines or not base:
+        return ""
+    start = "from diffusers import DiffusionPipeline\n"
+    if base == "tiny":
+        start += "from prefkit import tiny\n"
+    source = "tiny.PIPELINE" if base == "tiny" else f'"{base}"'
+    code = html.text(f"{start}\npipe = DiffusionPipeline.from_pretrained({source})\n" + "\n".join(lines), 4000)
+    return f"<details><summary>Load the trained model in diffusers</summary><pre>{code}</pre></details>"
 
 
 def what_was_run(store: Store, state: dict[str, Any], recipe: Recipe | None) -> str:
@@ -94,7 +129,9 @@ def _packages(store: Store) -> str:
 def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
     """Return the section with a histogram per scorer and the scorers' rank correlation."""
     if not len(table.columns):
-        return html.section("scores", "Scores", html.missing("Nothing has been scored yet."))
+        online = "The run has no table of scores. Online training scores its own samples: see Training."
+        note = online if online_samples(store) else "Nothing has been scored yet."
+        return html.section("scores", "Scores", html.missing(note))
     figures = []
     for alias in table.columns:
         values = table[alias].to_numpy(np.float64)

@@ -19,36 +19,41 @@ if TYPE_CHECKING:
 FOOTER = "Made by prefkit. Images are shown as thumbnails; the run folder holds the originals."
 
 
-def write_report(store: Store, recipe: Recipe | None = None) -> Path:
+def write_report(store: Store, recipe: Recipe | None = None, by: str | None = None) -> Path:
     """Write RUN/report.html atomically and return its path. A stage without results is shown as missing.
 
-    The page needs no server and has no script and no external link. Only the images that it shows are read, and stored
-    as thumbnails; even for 100,000 candidates, the page has only a few megabytes.
+    The page needs no server and has no script, and no external link except to a training's tracker. Only the images
+    that it shows are read, and stored as thumbnails; even for 100,000 candidates, the page has only a few megabytes.
+    by: a column of the requests, by whose values the scorers' agreement with votes is also shown.
     """
     state = status(store)
     evaluations = evidence.results(store)
     if store.rounds():
         sections = [rounds.section(store), overview.what_was_run(store, state, recipe)]
     else:
-        sections = _sections(store, state, evaluations, recipe)
+        sections = _sections(store, state, evaluations, recipe, by)
     main = f"<main>\n{''.join(sections)}</main><footer>{FOOTER}</footer>"
     anchors = dict(re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', main))
-    body = [overview.header(store, state, anchors), evidence.outcome(evaluations), main]
+    body = [overview.header(store, state, anchors), evidence.outcome(evaluations), overview.use(store, recipe), main]
     path = store.folder / "report.html"
     write_atomic(path, html.page(f"{store.folder.resolve().name} · prefkit", "\n".join(body)))
     return path
 
 
 def _sections(
-    store: Store, state: dict[str, Any], evaluations: dict[str, dict[str, Any]], recipe: Recipe | None
+    store: Store,
+    state: dict[str, Any],
+    evaluations: dict[str, dict[str, Any]],
+    recipe: Recipe | None,
+    by: str | None,
 ) -> list[str]:
     return [
+        evidence.evaluation(store, evaluations),
+        votes.section(store, by),
         overview.what_was_run(store, state, recipe),
         overview.scores(store, score_table(store), state),
         learning.pairs(store),
         audits(store),
         learning.training(store),
-        evidence.evaluation(store, evaluations),
-        votes.section(store),
         overview.failures(store, candidate_index(store)),
     ]

@@ -18,7 +18,7 @@ THREADS = 4
 
 
 def thumbnails(store: Store, ids: Iterable[str], side: int) -> dict[str, str | None]:
-    """Return id -> data URI of a thumbnail, at most `side` pixels wide and high; None for a damaged image.
+    """Return {id: data URI of a thumbnail}, at most `side` pixels wide and high; None for a damaged image.
 
     Meshes without a stored image are drawn. Unknown ids and failed candidates are absent.
     """

@@ -141,7 +141,7 @@ def style(i: int, count: int, ordered: bool) -> tuple[str, str]:
     """Return the CSS class and the style attribute for the i-th of `count` curves and for its legend entry."""
     if not ordered:
         return f"s{min(i, 5)}", ""
-    tone = f"color-mix(in srgb,var(--accent) {round(30 + 70 * i / max(1, count - 1))}%,#dfe5ea)"
+    tone = f"color-mix(in srgb,var(--accent) {round(30 + 70 * i / max(1, count - 1))}%,var(--pale))"
     return "ordered", f' style="stroke:{tone};border-color:{tone}"'
 
 

@@ -84,7 +84,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> tuple[Any, list[Ids], se
 def _claim(table: Table, spec: dict[str, Any], done: set[Ids], write: bool = True) -> None:
     measured = (table.spec() or {}).get("measured")
     claimed = spec | ({"measured": measured} if measured is not None else {})
-    table.claim(claimed, f"Use another name under compare, or remove {table.folder}.", empty=not done, write=write)
+    table.claim(claimed, "Use another name under compare.", empty=not done, write=write)
 
 
 def judge_of(settings: Compare, name: str) -> Any:
@@ -216,7 +216,7 @@ def _failure(pair: tuple[Any, Any], settings: Compare) -> Comparison:
 
 
 def _parts(store: Store, settings: Compare, todo: Sequence[Ids], size: int) -> Iterator[list[tuple[Any, Any]]]:
-    """Yield lists of up to `size` pairs of decoded candidates, or (id, failed Score) for an undecodable one."""
+    """Yield lists of up to `size` pairs of decoded candidates; (id, failed Score) replaces an undecodable one."""
     uses = Counter(cid for pair in todo for cid in pair)
     partners: dict[str, list[Ids]] = {}
     for pair in todo:

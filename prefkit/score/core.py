@@ -35,8 +35,8 @@ AHEAD = 3  # batches decoded ahead of the one being scored
 class FunctionScorer:
     """Scorer that calls a function `(images, prompts, **context) -> list[float | None]`; see `@prefkit.scorer`.
 
-    Each further argument, such as `user` in `def f(images, prompts, user)`, gets the values of that request
-    column. The spec's version includes the hash of the function's file.
+    Each further argument, such as `user` in `def f(images, prompts, user)`, gets the values of the request column of
+    that name. The spec's version includes the hash of the function's file.
     """
 
     def __init__(self, function: Callable[..., Any], use: str) -> None:
@@ -147,7 +147,7 @@ def undecodable(error: Exception) -> str:
 
 
 def _read(c: Candidate) -> Candidate:
-    """Decode a candidate's image, if it has one, and hash its bytes: encoders cache embeddings by this hash."""
+    """Decode a candidate's image, if any, and hash the image's bytes: encoders cache embeddings by this hash."""
     if c.image is None and c.path is None and c.payload is not None:
         return c
     data = read_regular(c.path) if c.image is None and c.path is not None else c.image

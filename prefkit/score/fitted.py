@@ -20,7 +20,7 @@ SETTINGS = ("library", "model", "pretrained", "processor", "resize")  # argument
 
 
 class Fitted:
-    """A folder that `prefkit fit NAME` wrote. Raises UsageError for others, even if fitted for another scorer."""
+    """A folder that `prefkit fit NAME` wrote. Raises UsageError for any other folder, even a fit of another scorer."""
 
     def __init__(self, name: str, folder: str) -> None:
         if not folder:

@@ -60,7 +60,7 @@ def restriction(licence: str) -> str | None:
 
 
 def licences(scorer: Any) -> dict[str, str]:
-    """Return {"the scorer": licence in its spec, name of weights in its options: licence of these weights}."""
+    """Return {name: licence}: for "the scorer", the licence in its spec; for weights in its options, their licence."""
     result = {"the scorer": spec_of(scorer).licence}
     options = getattr(scorer, "options", None)
     for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():

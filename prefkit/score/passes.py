@@ -263,7 +263,7 @@ def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
 
 
 def _chunks(store: Store, jobs: list[Job], todo: set[str]) -> Iterator[list[Candidate]]:
-    """Yield the candidates to score in chunks: one request (scope within_request) or the largest batch size."""
+    """Yield the candidates to score in chunks of one request (scope within_request) or of the largest batch size."""
     everywhere = any(not job.generators for job in jobs)
     generators = [] if everywhere else list(dict.fromkeys(name for job in jobs for name in job.generators))
     payload = any("payload" in job.scorer.requires for job in jobs)

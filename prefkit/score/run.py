@@ -20,6 +20,7 @@ from prefkit.score.passes import Job, run_passes
 from prefkit.store import Store
 from prefkit.store.table import Table, note_pace
 
+REMEDY = "Use another name under score."
 Key = tuple[str, str]  # (candidate id, request id)
 
 
@@ -44,7 +45,12 @@ def run_scores(
                 failures.append(error)
         for job in jobs:
             locks.callback(job.drop)
-        shares = processes.each(lambda: _score(store, jobs, failures))
+        try:
+            shares = processes.each(lambda: _score(store, jobs, failures))
+        except PrefkitError:
+            for job in jobs if processes.main else ():
+                job.table.discard_empty()
+            raise
         counts = {job.name: _total([share[job.name] for share in shares]) for job in jobs}
         if processes.main:
             for job in jobs:
@@ -112,10 +118,6 @@ def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:
     return spec
 
 
-def remedy(table: Table) -> str:
-    return f"Use another name under score, or remove {table.folder} to score again."
-
-
 def _job(
     store: Store, recipe: Recipe, name: str, generators: Sequence[str], limit: int | None, locks: ExitStack | None
 ) -> Job:
@@ -137,7 +139,7 @@ def _job(
         locks.enter_context(processes.held(store.lock(f"scores/{name}")))
     done = scored_ids(table)
     processes.wait()  # all processes have read `done` before one of them writes
-    processes.lead(lambda: table.claim(spec, remedy(table), empty=not done, write=locks is not None))
+    processes.lead(lambda: table.claim(spec, REMEDY, empty=not done, write=locks is not None))
     whole = scorer.scope == "within_request"
     missing = missing_of(keys, done, whole)
     present = len(keys) - len(missing)

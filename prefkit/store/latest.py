@@ -36,8 +36,8 @@ class Located:
 def locate(tables: Sequence[Table], ids: set[str] | None = None) -> Located:
     """Find the current rows (only those with an id in `ids`, if given). Reads two small columns of every part once.
 
-    In each table, the last row of an id is current. If several tables contain the id (two generators with equal
-    settings), only one of these rows is: the last that did not fail or, if all failed, the last.
+    In each table, the last row of an id counts. If several tables contain the id (two generators with equal settings),
+    only one of these rows is current: the last that did not fail or, if all failed, the last.
     """
     import pyarrow as pa
 

@@ -118,7 +118,7 @@ class Shards:
 
 
 def weight(value: Any) -> int:
-    """Return the number of bytes that a cell's bytes values hold, including those in structs and lists."""
+    """Return the total length of the bytes values in a cell, including those in structs and lists."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return len(value)
     if isinstance(value, Mapping):
@@ -139,3 +139,10 @@ def _leaves(schema: pa.Schema) -> dict[str, tuple[str, bool]]:
         c.path: (c.path.split(".")[0], c.physical_type == "BYTE_ARRAY" and c.logical_type.type == "NONE")
         for c in map(columns.column, range(len(columns)))
     }
+
+
+def feature_dtype(kind: Any) -> str:
+    """Return the dtype by which the metadata of a dataset card names an Arrow type; bytes are images."""
+    import pyarrow as pa
+
+    return "image" if pa.types.is_binary(kind) else {"double": "float64"}.get(str(kind), str(kind))

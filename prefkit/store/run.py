@@ -63,7 +63,7 @@ FOLDERS = (
     "eval",
     "rounds",
 )
-CONTENTS = ("run.json", "recipe.yaml", "requests.parquet", *FOLDERS)
+CONTENTS = ("run.json", "recipe.yaml", "prompts.jsonl", "requests.parquet", *FOLDERS)
 
 
 class Store:

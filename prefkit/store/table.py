@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +94,13 @@ class Table:
                 part.unlink(missing_ok=True)
             check_fingerprint(path, fingerprint, remedy, fresh=True, write=write)
 
+    def discard_empty(self) -> None:
+        """Remove the folder of a table without rows, which a failed command has claimed."""
+        if not self.parts():
+            (self.folder / "spec.json").unlink(missing_ok=True)
+            with suppress(OSError):  # it holds other files, or does not exist
+                self.folder.rmdir()
+
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
     """Read `columns` (None: all) of a part. If the part is damaged, rename it to NAME.damaged, warn and return None.
@@ -126,13 +136,36 @@ def check_fingerprint(
         if write:
             write_json(path, wanted)
         return
-    stored = read_json(path)
+    compare_settings(path.parent, read_json(path), wanted, remedy)
+
+
+def compare_settings(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
+    """Raise FingerprintError if the settings `stored`, with which `folder` was made, differ from `wanted`."""
+    wanted = spelled_as(stored, json.loads(json.dumps(wanted, default=str)))
     a, b = _without_claims(stored), _without_claims(wanted)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     if keys:
         found = [difference for k in keys for difference in _differences(k, a.get(k), b.get(k))]
         lines = "; ".join(f"{key}: stored {_brief(a)}, requested {_brief(b)}" for key, a, b in found)
-        raise FingerprintError(f"{path.parent} was made with other settings ({lines}). {remedy}")
+        raise FingerprintError(f"{folder} was made with other settings ({lines}). {remedy}", folder, keys)
+
+
+def spelled_as(stored: Any, wanted: Any) -> Any:
+    """Return `wanted` with its paths as in `stored`: the same file has other names from other working directories.
+
+    A path and a longer one that ends with it are the same file; the content of files is compared by hashes.
+    """
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
+        return {key: spelled_as(stored.get(key), value) for key, value in wanted.items()}
+    if isinstance(stored, str) and isinstance(wanted, str) and stored != wanted and _exists(wanted):
+        short, long = sorted((re.sub(r"^(\.{1,2}/)+", "", text) for text in (stored, wanted)), key=len)
+        return stored if short == long or long.endswith(f"/{short}") else wanted
+    return wanted
+
+
+def _exists(text: str) -> bool:
+    path = re.sub(r"(?<=\.py):\w+$", "", text)
+    return len(path) < 1024 and os.path.exists(os.path.expanduser(path))
 
 
 def _differences(key: str, stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
@@ -173,13 +206,13 @@ def request_row(request: Request) -> dict[str, Any]:
 
 
 def comparison_row(comparison: Comparison) -> dict[str, Any]:
-    """Return the row to store. Its id is a hash of all values except the time, so a second import adds nothing."""
+    """Convert a comparison to a row. Its id is a hash of all values but the time, so a second import adds nothing."""
     row = {name: getattr(comparison, name) for name in comparison_schema().names if name != "id"}
     return {"id": digest({k: v for k, v in row.items() if k != "time"}), **row}
 
 
 def candidate_row(candidate: Candidate) -> dict[str, Any]:
-    """Return the row to store, without the prompt, which is stored with the request."""
+    """Convert a candidate to a row, without the prompt, which is stored with the request."""
     return {name: getattr(candidate, name) for name in candidate_schema().names} | {
         "extra": dump_extra(candidate.extra)
     }

@@ -101,7 +101,7 @@ def read_delimited(
 
 
 class _Shape:
-    """Checks that all rows have the same number of fields: one per column, and the empty ones that end the first row."""
+    """Checks that all rows have as many fields as there are columns, plus any empty fields that end the first row."""
 
     def __init__(self, head: Header, shown: str, may_end_early: bool) -> None:
         self.head, self.may_end_early = head, may_end_early
@@ -155,7 +155,7 @@ class _Shape:
 
 
 def _consistency(head: list[str], separator: str) -> tuple[float, int]:
-    """Return (fraction of records with as many fields as the first, that number), or (0, 0) if the number is 0 or 1."""
+    """Return (fraction of records with as many fields as the first, its number of fields); (0, 0) below two fields."""
     records = _records(head, separator)
     width = len(records[0]) if records else 0
     if width < 2:

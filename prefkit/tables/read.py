@@ -102,14 +102,14 @@ def _parquet(path: Path, shown: str, wanted: set[str] | None) -> Iterator[dict[s
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from prefkit.store.parquet import READ_ROWS, read_rows
+    from prefkit.store.parquet import read_rows
 
     regular(path, shown)
     done, at_once = 0, 0
     try:
         schema = pq.read_schema(path)
         names = _columns(schema, shown, wanted)
-        at_once = READ_ROWS if any(_holds_bytes(schema.field(name).type) for name in names) else SCALAR_ROWS
+        at_once = min((_rows_at_once(schema.field(name).type) for name in names), default=SCALAR_ROWS)
         for row in read_rows(path, names, at_once):
             done += 1
             yield row
@@ -126,6 +126,17 @@ def _columns(schema: pa.Schema, shown: str, wanted: set[str] | None) -> list[str
     if twice:
         raise UsageError(f"{shown} has two columns called {twice[0]!r}. Rename or remove one.")
     return names if wanted is None else [name for name in names if nfc(name) in wanted]
+
+
+def _rows_at_once(kind: pa.DataType) -> int:
+    """Return how many rows of a column to hold in memory: few with an image per row, one with a list of images."""
+    from pyarrow.types import is_fixed_size_list, is_large_list, is_list
+
+    from prefkit.store.parquet import READ_ROWS
+
+    if not _holds_bytes(kind):
+        return SCALAR_ROWS
+    return 1 if is_list(kind) or is_large_list(kind) or is_fixed_size_list(kind) else READ_ROWS
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -137,7 +137,7 @@ def claim(
     """Record the fingerprint of a training run in its `folder` as spec.json; return True if the run is finished.
 
     An unfinished run must keep its library versions, because other versions may encode images and prompts differently.
-    unit, total: see `finished`; write: see `check_fingerprint`. Raises FingerprintError.
+    unit, total: see `finished`. write: False writes nothing, for a dry run. Raises FingerprintError.
     """
     path, now, fresh = folder / "spec.json", libraries(), untrained(folder)
     began = now if fresh or not path.exists() else read_json(path).get("libraries")
@@ -146,13 +146,15 @@ def claim(
     if not done and began != now:
         raise FingerprintError(
             f"the training in {folder} began with {_versions(began or {})}, but {_versions(now)} are installed, which "
-            "may encode images and prompts differently. Install the earlier versions, or train under another name."
+            "may encode images and prompts differently. Install the earlier versions, or train under another name.",
+            folder,
+            ["libraries"],
         )
     return done
 
 
 def finished(folder: Path, unit: str, total: int, remedy: str, *, write: bool = True) -> bool:
-    """True if the folder holds an undamaged result of `total` units of training, or of a run that stopped early.
+    """True if the folder holds an undamaged result of a run that made `total` units of training or stopped early.
 
     unit: "steps" | "rounds". Raises FingerprintError if the result was trained for more than `total` units.
     """
@@ -161,7 +163,9 @@ def finished(folder: Path, unit: str, total: int, remedy: str, *, write: bool = 
         return False
     if result[unit] > total:
         raise FingerprintError(
-            f"{folder} was trained for {result[unit]} {unit}, but the recipe asks for {total}. {remedy}"
+            f"{folder} was trained for {result[unit]} {unit}, but the recipe asks for {total}. {remedy}",
+            folder,
+            [unit],
         )
     return result[unit] == total or bool(result.get("out_of_patience") or result.get("stopped"))
 
@@ -187,7 +191,7 @@ def sound_result(folder: Path, rename: bool = True) -> dict[str, Any] | None:
 
 
 def record_data(folder: Path, captions: set[str], scorers: Any, model: Model, base: str, *, fresh: bool) -> None:
-    """Write trained_on.json, which tells eval the training prompts and scorers, if it is missing or the run is new."""
+    """If trained_on.json is missing or the run is new, write it, to tell eval the training prompts and scorers."""
     if fresh or sound_json(folder / TRAINED_ON) is None:
         write_trained_on(folder, captions, scorers, model, base)
 

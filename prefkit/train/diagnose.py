@@ -62,7 +62,7 @@ def explain_step_out_of_memory(trainer: Any, where: Callable[[], str]) -> Abstra
 
 
 def _too_large(trainer: Any, where: str) -> TrainingError:
-    """Return the error, which lists the settings to change, cheapest first."""
+    """Return the out-of-memory error, which lists the settings to change, cheapest first."""
     config, ways = trainer.config, []
     if config.batch_size > 1:
         divisor = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)

@@ -116,7 +116,7 @@ def reshard(policy: Policy) -> None:
 
 
 def padded(batches: Sequence[Any], policy: Policy, processes: Processes) -> Iterator[tuple[Any, float]]:
-    """Yield (batch, weight 1); if sharded, repeat the last batch with weight 0 until all processes have as many."""
+    """Yield (batch, weight 1). If sharded, a process with fewer batches repeats its last one with weight 0."""
     count = processes.max(len(batches)) if policy.sharded else len(batches)
     for number in range(count):
         yield batches[min(number, len(batches) - 1)], float(number < len(batches))

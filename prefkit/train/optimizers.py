@@ -120,8 +120,8 @@ class PolicyOptimizer:
     def step(self) -> dict[str, float] | None:
         """Clip the gradients (summed over processes) and make a step; return gradient norm and learning rate.
 
-        An fp16 step whose gradients overflowed is skipped and counted. Returns None if gradients are not finite without
-        fp16, or at the last of MAX_SKIPPED skipped steps in a row.
+        With fp16, a step with infinite or NaN gradients is skipped and counted; at the last of MAX_SKIPPED skipped
+        steps in a row, the result is None. Without fp16, the result is None at the first such step.
         """
         self.scaler.scale(torch.zeros((), device=self.processes.device))  # a process without samples has no scale yet
         rate = self.config.learning_rate * rate_factor(self.config, self.count)

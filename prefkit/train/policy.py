@@ -85,6 +85,12 @@ class Policy:
             for parameter, data in zip(trained, before, strict=True):
                 parameter.data = data
 
+    def set_weights(self, weights: Sequence[Tensor]) -> None:
+        """Copy `weights` into the trained parameters."""
+        with torch.no_grad():
+            for parameter, data in zip(self.parameters(), weights, strict=True):
+                parameter.copy_(data)
+
     def refresh_reference(self) -> None:
         """Copy the current weights and use the copy as the reference."""
         self.snapshot = [parameter.detach().clone() for parameter in self.parameters()]

@@ -14,18 +14,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from prefkit.config import Train
+from prefkit.config import Recipe, Train
 from prefkit.distributed import device_of
 from prefkit.errors import UsageError
+from prefkit.store import Store
+from prefkit.store.files import read_json
 from prefkit.train.policy import Policy
 
-TF32 = "tf32"
-AUTOCAST = {"no": None, TF32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
-WEIGHTS = {"no": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
+TF32, AUTO = "tf32", "auto"
+CHOICES = (AUTO, "no", TF32, "bf16", "fp16")
+#: what the start-up table and cards call each precision
+SHOWN = {"no": "no (float32)"}
+#: `settled` replaces auto before training; elsewhere it counts as float32
+AUTOCAST = {AUTO: None, "no": None, TF32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS = {AUTO: "float32", "no": "float32", TF32: "float32", "bf16": "bfloat16", "fp16": "float16"}
 #: limit on the compiled graphs of a block, one per role (policy in training, policy in measuring, reference), network
 #: width and image size. A U-Net with two image sizes exceeds torch's limit of 8, beyond which nothing more is compiled
 GRAPHS = 64
@@ -56,6 +63,33 @@ def check(name: str, config: Train) -> None:
             pass
     except (RuntimeError, ValueError, ImportError) as error:
         raise UsageError(f"train.{name}.attention: {config.attention} cannot be used here: {error}") from error
+
+
+def settled(store: Store, recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe in which precision `auto` of train.NAME is replaced by the precision that it means.
+
+    A training that has begun keeps its precision, also on another device. Online training compares log-probabilities
+    of sampling and training, which must agree more closely than bf16 computes.
+    """
+    config = recipe.train.get(name)
+    if config is None or config.precision != AUTO:
+        return recipe
+    stored = store.train(name) / "spec.json"
+    if stored.exists():
+        value = str((read_json(stored).get("train") or {}).get("precision", "no"))
+    else:
+        value = "bf16" if config.online is None and has_bf16(config.device) else "no"
+    return replace(recipe, train={**recipe.train, name: replace(config, precision=value)})
+
+
+def stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a training's settings for its fingerprint, in which float32 is unset, as in runs made before `auto`."""
+    return {key: value for key, value in settings.items() if (key, value) != ("precision", "no")}
+
+
+def has_bf16(device: str | None) -> bool:
+    """True if training on this device (null: the best available one) would run on CUDA with native bf16."""
+    return device_of(device).startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(config: Train, device: torch.device) -> AbstractContextManager[Any]:

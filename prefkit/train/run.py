@@ -12,6 +12,7 @@ from prefkit.distributed import Processes, check_device, device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.images import Background
 from prefkit.models.load.pipeline import check_model
+from prefkit.registry import Passed
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.train import checkpoint, diagnose, fsdp, optimizers, precision, summary
@@ -20,8 +21,8 @@ from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.data.prompt_cache import CACHES
 from prefkit.train.export import export, write_result
+from prefkit.train.monitor.boards import BOARDS
 from prefkit.train.monitor.early_stop import load_weights
-from prefkit.train.monitor.metrics import BOARDS
 from prefkit.train.monitor.preflight import preflight
 from prefkit.train.monitor.validation import split
 from prefkit.train.setup import Job, ModelLoader, build, jobs_of, load_objective, prepare, too_few_pairs
@@ -29,14 +30,13 @@ from prefkit.train.trainer import Trainer
 from prefkit.types import digest
 
 REMEDY = (
-    "Train under another name, undo the change in the recipe, or remove this folder. With a constant schedule, `steps` "
-    "may be increased. If `scheme` differs, the run was begun with a version of prefkit that draws noise or captures "
+    "Train under another name, or undo the change in the recipe. With a constant schedule, `steps` may be increased. If `scheme` differs, the run was begun with a version of prefkit that draws noise or captures "
     "pipelines differently."
 )
 SHAPES = ("pair", "list", "single")
 REFERENCES = ("none", "frozen", "ema")
 CHOICES = {
-    "precision": precision.AUTOCAST,
+    "precision": precision.CHOICES,
     "schedule": optimizers.SCHEDULES,
     "report_to": BOARDS,
     "text_cache": CACHES,
@@ -100,6 +100,7 @@ def run_train(
     summary: name, steps, pairs, validation_pairs, final (path or None), done, and the controls' summaries by name.
     Raises UsageError, FingerprintError, TrainingError; KeyboardInterrupt after saving a checkpoint.
     """
+    recipe = precision.settled(store, recipe, name)
     objective = check(recipe, name)
     config = recipe.train[name]
     controls = controls or config.controls
@@ -129,6 +130,7 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
 
     Raises UsageError (NotYet for missing pairs), FingerprintError if the folder holds a run with different settings.
     """
+    recipe = precision.settled(store, recipe, name)
     objective, config = check(recipe, name), recipe.train[name]
     if is_online(config, objective):
         from prefkit.train.online.run import checked as checked_online
@@ -219,7 +221,7 @@ def _train(loader: ModelLoader, job: Job, data: PairData, processes: Processes, 
 def _load_best(trainer: Trainer) -> None:
     """Load the best weights that the sample evaluation (if it ended the training) or early stopping (if on) found.
 
-    If neither applies, the last weights remain the result.
+    Otherwise, the result is the moving average of the weights if train.ema is set, else the last weights.
     """
     evaluation, stopping = trainer.sample_evaluation, trainer.early_stopping
     if evaluation is not None and evaluation.stopped:
@@ -235,6 +237,8 @@ def _load_best(trainer: Trainer) -> None:
             f"best ({stopping.best:.3f})."
         )
     else:
+        if trainer.average is not None:
+            trainer.policy.set_weights(trainer.average.weights)
         return
     trainer.policy.load_state(fsdp.shard_state(load_weights(path), trainer.policy.state()))
     if trainer.processes.main:
@@ -247,7 +251,7 @@ def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], proces
     The split of a global batch into micro-batches and processes is left out too, except with dropout: dropout masks
     are drawn per micro-batch and process.
     """
-    train = {key: value for key, value in content(config).items() if key not in ("batch_size", "accumulation")}
+    train = precision.stored({k: v for k, v in content(config).items() if k not in ("batch_size", "accumulation")})
     if config.schedule == "constant":
         train.pop("steps", None)
     train.pop("guidance", None)  # guidance is part of `call`
@@ -276,7 +280,8 @@ def fingerprint(config: Train, loader: ModelLoader, pairs: list[PairRow], proces
         kind: registry.code_hash(use, kind)
         for kind, use in (("objective", config.objective.use), ("family", config.family))
     }
-    code["optimizer"] = registry.code_hash(config.optimizer) if ".py:" in config.optimizer else None
+    own_optimizer = ".py:" in config.optimizer or isinstance(config.optimizer, Passed)
+    code["optimizer"] = registry.code_hash(config.optimizer) if own_optimizer else None
     if any(code.values()):
         key["code"] = {kind: value for kind, value in code.items() if value is not None}
     return key

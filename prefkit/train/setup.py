@@ -38,7 +38,7 @@ from prefkit.types import Request
 
 @dataclass(frozen=True)
 class Job:
-    """One training run. flip: a hash of pair id and train.seed swaps each pair's labels with probability 1/2."""
+    """One training run. flip: swap a pair's labels with probability 1/2, by a hash of pair id and train.seed."""
 
     name: str
     config: Train
@@ -56,8 +56,8 @@ def jobs_of(name: str, config: Train, controls: bool) -> list[Job]:
     """
     jobs = [Job(name, config)]
     if controls:
-        jobs.append(Job(f"{name}-sft", dataclasses.replace(config, objective=Choice("sft"), watch=[])))
-        jobs.append(Job(f"{name}-flipped", dataclasses.replace(config, watch=[]), flip=True))
+        jobs.append(Job(f"{name}-sft", dataclasses.replace(config, objective=Choice("sft"), watch=[], sample_every=0)))
+        jobs.append(Job(f"{name}-flipped", dataclasses.replace(config, watch=[], sample_every=0), flip=True))
     return jobs
 
 
@@ -265,7 +265,7 @@ def call_of(recipe: Recipe, config: Train) -> dict[str, Any]:
 
 
 def visited(jobs: Sequence[Job], pairs: Sequence[PairRow], processes: int) -> list[Any]:
-    """Return the held-out pairs and all groups that these jobs visit, mirrored if a visit mirrors them.
+    """Return the held-out pairs and all groups that these jobs visit, as each visit sees them (mirrored or not).
 
     The order of groups depends only on the position in training, so the visits are known in advance.
     """
@@ -377,6 +377,6 @@ def _fill(
 
 
 def _synchronize(processes: Processes, cache: Cache) -> None:
-    """Make all processes use the same cache parts: those that some process uses and all processes can read."""
+    """Make all processes use the same files of a cache: those that some process uses and all processes can read."""
     cache.expect({name for names in processes.group.gather(cache.parts()) for name in names})
     cache.keep(set.intersection(*map(set, processes.group.gather(cache.parts()))))

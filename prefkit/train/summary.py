@@ -7,6 +7,7 @@ from typing import Any
 
 from prefkit import output
 from prefkit.config import Online, Train
+from prefkit.train import precision
 from prefkit.train.policy import Policy
 from prefkit.train.setup import Setup
 
@@ -29,7 +30,7 @@ def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, A
         "trainable parameters": _trainable(setup.policy),
         "learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.warmup} steps of warm-up",
         "optimizer": config.optimizer,
-        "precision": config.precision,
+        "precision": precision.SHOWN.get(config.precision, config.precision),
         **setup.network,
         "reference": _reference(setup.policy, objective),
     }
@@ -70,7 +71,7 @@ def show_online(
     if objective.shape == "step":
         rows["advantages"] = f"{online.statistics}, clipped at {online.advantage_clip:g}"
     rows["learning rate"] = f"{config.learning_rate:g}, {config.schedule}, {config.warmup} updates of warm-up"
-    rows["precision"] = config.precision
+    rows["precision"] = precision.SHOWN.get(config.precision, config.precision)
     _print(rows)
     if config.precision != "no" and sampled != size:
         output.warn(

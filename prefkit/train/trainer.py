@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ class TrainingLoop:
             self.prepare()
             self.resume()
             end = self.total if limit is None else min(self.total, self.step + limit)
-            log = Log(self.folder / "metrics.jsonl", self.step, self.config.report_to) if self.processes.main else None
+            log = Log(self.folder / "metrics.jsonl", self.step, self.config) if self.processes.main else None
             try:
                 if self.step == 0:
                     self.evaluate(log)
@@ -158,6 +158,7 @@ class Trainer(TrainingLoop):
         if self.objective.reference == "ema":
             self.policy.average = MovingAverage(self.policy.parameters(), self.objective.decay)
         self.optimizer = PolicyOptimizer(self.config, self.policy, self.processes)
+        self.average = MovingAverage(self.policy.parameters(), self.config.ema) if self.config.ema else None
         self.winner_warning = WinnerRegressionWarning()
         patience = self.config.patience
         self.early_stopping = early_stop.EarlyStopping(patience, self.folder) if patience else None
@@ -258,6 +259,8 @@ class Trainer(TrainingLoop):
         step = self.optimizer.step()
         if step is None:
             raise diagnose.not_finite(self, "the gradient")
+        if self.average is not None:
+            self.average.update()
         if hasattr(self.objective, "observe"):
             self.objective.observe(over_heads(metrics))
         if self.sample_evaluation is not None:
@@ -308,6 +311,14 @@ class Trainer(TrainingLoop):
         fsdp.reshard(self.policy)
 
     def evaluate(self, log: Log | None) -> None:
+        with self.exported_weights():
+            self._evaluate(log)
+
+    def exported_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has the weights that are measured and exported (see train.ema)."""
+        return self.policy.weights_replaced(self.average.weights) if self.average is not None else nullcontext()
+
+    def _evaluate(self, log: Log | None) -> None:
         if self.validation is not None and (self.step == self.total or self.step % self.config.validate_every == 0):
             self._validate(log)
         if self.sample_evaluation is not None and self.sample_evaluation.due(self.step):
@@ -339,13 +350,15 @@ class Trainer(TrainingLoop):
             values["stopping"] = self.early_stopping.state()
         if self.sample_evaluation is not None:
             values["looks"] = self.sample_evaluation.state()
-        return values, {}
+        return values, {"ema": self.average.weights} if self.average is not None else {}
 
     def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         self.winner_warning.load(state["watch"])
+        if self.average is not None:
+            self.average.load(tensors["ema"])
         if self.early_stopping is not None:
             self.early_stopping.load(state["stopping"])
-        if self.sample_evaluation is not None:
+        if self.sample_evaluation is not None and "looks" in state:
             self.sample_evaluation.load(state["looks"])
 
 

@@ -114,7 +114,7 @@ def test_a_whole_recipe_is_planned_though_nothing_is_made_yet_but_not_with_a_fau
     assert cli("run", "-r", drawn, "--dry-run")[0] == 0
     for flags, message in (
         (["--train.dpo.schedule", "xyz"], "schedule: 'xyz' is unknown"),
-        (["--pair.main.weights", "{sise: 1}"], "no scores called sise; there are"),
+        (["--pair.main.weights", "{sise: 1}"], "no scores called sise exist, only size, taste"),
         (["--pair.main.weights", "{size: 0}"], "every weight is 0"),
         (["--pair.main.k", "9"], "needs 18 scored candidates per request, but no request has more than"),
         (["--eval.held_out.models", "[nope]"], "train/nope"),

@@ -78,7 +78,7 @@ ONLINE_ROWS = [
         ({}, {key: value}, objective(), f"train.a.{key} is {value}, but online training does not read it: ")
         for key, value in {
             "steps": 3, "validation": 4, "validate_every": 7, "patience": 1, "checkpoint_every": 7, "watch": ["size"],
-            "watch_requests": 3, "watch_every": 7, "stop_drop": 0.1, "resolution": 512, "flip": True, "mask": "where",
+            "watch_requests": 3, "watch_every": 7, "stop_drop": 0.1, "sample_every": 5, "ema": 0.5, "resolution": 512, "flip": True, "mask": "where",
             "text_cache": "off", "cache_reference": True,
         }.items()
     ),

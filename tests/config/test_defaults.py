@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from prefkit import Run
 from prefkit.config.resolve import about, resolve
 from prefkit.errors import RecipeError, UsageError
+from prefkit.evaluate.sets import with_models
+from prefkit.store import Store
 
 
 @pytest.fixture
@@ -40,13 +43,19 @@ def test_of_several_pair_sets_none_is_taken_and_what_is_said_is_kept(run):
     assert resolve(str(run), None, "train", [("a.pairs", "''")]).train["a"].pairs == ""
 
 
-def test_an_evaluation_without_models_is_of_every_training(run):
+def test_an_evaluation_without_models_is_of_every_training_at_its_time(run):
+    def models(**planned):
+        found = resolve(str(run), None, "eval", [("seeds", "2")])
+        return with_models(Store(run), found, "held_out", **planned).eval["held_out"].models
+
     recipe(run, "train: {a: {pairs: x}, b: {pairs: x}}\n")
-    assert resolve(str(run), None, "run", [("eval.held_out.seeds", "2")]).eval["held_out"].models == ["a", "b"]
+    assert models() == ["a", "b"]
     for name in ("b", "b-sft", "b-flipped"):
         (run / f"train/{name}/final").mkdir(parents=True)
-    for flags in ([], [("seeds", "2")]):
-        assert resolve(str(run), None, "eval", flags).eval["held_out"].models == ["b"]
+    assert models() == ["b"] and models(planned=True) == ["a", "b"]
+    Run(run, recipe=resolve(str(run), None, "eval", [("seeds", "2")])).save_recipe()
+    (run / "train/a/final").mkdir(parents=True)  # after an evaluation has stored its settings
+    assert models() == ["a", "b"]
     assert resolve(str(run), None, "eval", [("models", "[]")]).eval["held_out"].models == []
 
 
@@ -85,6 +94,22 @@ def test_the_hint_after_an_import_works_in_every_run(run, flags, text):
     )
 
 
+@pytest.mark.parametrize(("verb", "key", "old", "new"), [("score", "use", "jpeg", "ocr"), ("pair", "use", "margin", "pareto"),
+    ("train", "objective.use", "kto", "ipo"), ("train", "objective", "kto", "ipo")])  # fmt: skip
+@pytest.mark.parametrize("there", [{}, {"mine": 0}, {"mine": 0, "more": 0}])
+def test_a_plug_in_means_its_entry_or_a_new_one_of_its_name(run, verb, key, old, new, there):
+    entry = {"objective": {"use": old}} if verb == "train" else {"use": old}
+    recipe(run, f"{verb}: {dict.fromkeys(there, entry)}\n")
+    found = {use: resolve(str(run), None, verb, [(key, use)]) for use in (old, new)}
+    chosen = {use: about(found[use], verb, [(key, use)], []) for use in found}
+    assert chosen == {old: list(there) or [old], new: [new]} and list(getattr(found[new], verb)) == [*there, new]
+    second = resolve(str(run), None, verb, [(key, old)], ["second"])
+    assert about(second, verb, [(key, old)], ["second"]) == ["second"] and "second" in getattr(second, verb)
+    recipe(run, f"{verb}: {{{new}: {entry}}}\n")
+    with pytest.raises(UsageError, match=f"{new} of {verb} uses {old}. Name the new entry with --name"):
+        resolve(str(run), None, verb, [(key, new)])
+
+
 def test_sections_given_in_python_are_laid_over_the_run_s_own_recipe(run):
     from prefkit import Run
 
@@ -93,8 +118,8 @@ def test_sections_given_in_python_are_laid_over_the_run_s_own_recipe(run):
     found = Run(run, train=given).recipe
     assert (found.model.base, list(found.score), found.train["b"].steps) == ("tiny", ["size"], 3)
     assert given == {"b": {"pairs": "main", "steps": 3}}
-    with pytest.raises(UsageError, match="must be a string, not a function"):
-        Run(run, score={"t": {"use": test_an_evaluation_without_models_is_of_every_training}})
+    function = test_a_recipe_given_as_a_run_says_r
+    assert Run(run, score={"t": {"use": function}}).recipe.score["t"].use == f"python:{function.__name__}"
 
 
 @pytest.mark.parametrize(

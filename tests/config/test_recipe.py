@@ -101,7 +101,7 @@ def test_a_short_flag_names_a_unique_option_of_a_block(recipe):
 
     found = train(("beta", "500"), ("rank", "3"), ("lora.alpha", "4"))
     assert found.objective.options == {"beta": 500.0} and (found.lora.rank, found.lora.alpha) == (3, 4)
-    found = train(("dpo.sft", "0.5"), ("objective", "ipo"))  # the plug-in's name first, wherever it is given
+    found = train(("dpo.sft", "0.5"), ("dpo.objective", "ipo"))  # the plug-in's name first, wherever it is given
     assert (found.objective.use, found.objective.options) == ("ipo", {"sft": 0.5})
     found = train(("online.rewards", "{size: 1}"), ("samples", "6"), ("steps", "7"))
     assert (found.online.samples, found.online.steps, found.steps) == (6, None, 7)
@@ -110,7 +110,7 @@ def test_a_short_flag_names_a_unique_option_of_a_block(recipe):
     with pytest.raises(UsageError, match="unknown key. Did you mean"):
         train(("lora", "none"), ("rank", "3"))
     with pytest.raises(UsageError, match="train.dpo.objective: must be a mapping"):
-        train(("objective", "[1]"), ("beta", "3"))
+        train(("dpo.objective", "[1]"), ("beta", "3"))
 
 
 def test_a_short_flag_of_two_blocks_is_refused_with_both_names(recipe, tmp_path):
@@ -120,7 +120,7 @@ def test_a_short_flag_of_two_blocks_is_refused_with_both_names(recipe, tmp_path)
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Options:\n    #: x\n    dropout: float = 0.0\n"
         "class O:\n    Options = Options\n"
     )
-    flags = [("objective", f"{tmp_path}/o.py:O"), ("dropout", "0.1")]
+    flags = [("dpo.objective", f"{tmp_path}/o.py:O"), ("dropout", "0.1")]
     with pytest.raises(UsageError, match="--objective.dropout, --lora.dropout"):
         resolve(None, str(recipe), "train", flags)
 

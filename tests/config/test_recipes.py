@@ -84,7 +84,7 @@ def test_every_flag_of_a_prefkit_line_in_a_page_exists():
         "out",
         "library",
     }  # of fit, and the launcher's
-    known |= {"run", "error", "scores", "pretrained", "train", "pairs"}
+    known |= {"test_splits", "votes", "by", "redo", "subject", "run", "error", "scores", "pretrained", "train", "pairs"}
     for kind in ("Model", "Requests", "Generate", "Score", "Compare", "Pair", "Online", "Train", "Eval"):
         known |= set(getattr(config, kind).__dataclass_fields__)
     lines = [

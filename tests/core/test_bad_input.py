@@ -92,7 +92,11 @@ def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):
         ("train", ["--watch_every", "0"], "--train.dpo.watch_every is 0: it must be at least 1."),
         ("train", ["--train.dpo.lora.dropout", "2"], "train.dpo.lora.dropout is 2"),
         ("train", ["--train.dpo.objective.beta", "-1"], "train.dpo.objective.beta is -1: it must be at least 0."),
-        ("train", ["--report_to", "wandb"], "train.dpo.report_to: 'wandb' is unknown; choose none, tensorboard."),
+        (
+            "train",
+            ["--report_to", "comet"],
+            "train.dpo.report_to: 'comet' is unknown; choose none, tensorboard, wandb, trackio.",
+        ),
         ("eval", ["--seeds", "0"], "eval.held_out.seeds is 0: it must be at least 1."),
         ("eval", ["--bootstrap", "0"], "eval.held_out.bootstrap is 0"),
         ("eval", ["--base_steps", "[0]"], "eval.held_out.base_steps"),

@@ -12,7 +12,19 @@ from prefkit.registry import PLUGIN_PACKAGES
 ROOT = Path(__file__).parents[2] / "prefkit"
 #: a room imports from lower levels alone; rooms of one set may import each other, files never in a circle
 LEVELS = [
-    {"errors", "paths", "interrupts", "icc", "images", "types", "heartbeat", "output", "plugin_guard", "verified"},
+    {
+        "errors",
+        "paths",
+        "interrupts",
+        "icc",
+        "images",
+        "types",
+        "heartbeat",
+        "output",
+        "passed",
+        "plugin_guard",
+        "verified",
+    },
     {"registry"},
     {"store", "tables"},
     {"tiny"},

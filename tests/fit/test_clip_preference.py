@@ -15,10 +15,12 @@ from PIL import Image
 from prefkit import tiny
 from prefkit.cli.main import run as prefkit
 from prefkit.errors import UsageError
-from prefkit.fit.clip_tune import losses
+from prefkit.fit.clip_tune import losses, wording
 from prefkit.fit.fitters.clip_preference import ClipPreferenceFit, ClipPreferenceFitter
 from prefkit.fit.preferences import read_preferences, split_by_text
 from prefkit.fit.statistics import clustered
+from prefkit.fit.wording.bag_of_words import predictions
+from prefkit.fit.wording.controls import Controls
 from prefkit.score.core import make_scorer
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -261,3 +263,123 @@ def test_no_prompt_in_two_parts_and_intervals_over_prompts():
     ]  # all rows of a prompt alike: 20 independent values, not 200
     wide, naive = clustered(values, texts), clustered(values, [str(i) for i in range(200)])
     assert wide["mean"] == 0.5 and wide["high"] - wide["low"] > 2 * (naive["high"] - naive["low"])
+
+
+def test_a_linear_bag_of_words_reads_a_condition_but_no_equality():
+    """Rust: the wording gives the answer. An object is bright in light of its own colour: an equality is not linear."""
+    facts = [(f"a {o} in {c}", f"a {r} {o}", f"a {w} {o}") for o in "abcdefgh" for c, r, w in (("rain", "rusty", "clean"), ("oil", "clean", "rusty"))]  # fmt: skip
+    unseen = [(f"a {o} in {c}", f"a {r} {o}", f"a {w} {o}") for o in "xyz" for c, r, w in (("rain", "rusty", "clean"), ("oil", "clean", "rusty"))]  # fmt: skip
+    assert predictions(facts, facts[:2], unseen) == [1.0] * 6
+    colours = ["red", "green", "blue", "pink"]
+    equal = [
+        (f"{a} thing in {b} lamp", *(("bright", "dark") if a == b else ("dark", "bright")))
+        for a in colours
+        for b in colours
+    ]
+    balanced = [row for row in equal for _ in range(3 if row[1] == "bright" else 1)]
+    assert np.mean(predictions(balanced, balanced, balanced)) < 0.8
+    assert predictions(facts, [], [("?", "!", "!!")]) == [0.5] and predictions([], [], facts) == [0.5] * 16
+
+
+@pytest.fixture(scope="module")
+def science(tmp_path_factory):
+    """A run with tuples of two laws: 40 requests to train on, 10 in split test and 10 in split other. Red is right."""
+    from prefkit.store.table import candidate_row
+    from prefkit.types import Request
+
+    store, rng = Store.create(tmp_path_factory.mktemp("science") / "run"), np.random.default_rng(0)
+    requests, made, votes = [], [], []
+    for i in range(60):
+        name = "".join(chr(97 + int(d)) for d in f"{i:02d}")
+        texts = {
+            "explicit": [f"r hat {name}", f"r cap {name}"],
+            "superficial": f"b hat {name}",
+            "subject": f"hat {name}",
+        }
+        texts |= {"implicit": [f"x hat {name}", f"y hat {name}"], "law": ("rust", "heat")[i % 2]}
+        if i == 59:
+            texts = {"explicit": f"r hat {name}", "superficial": f"b {name}", "law": ""}
+        split = "train" if i < 40 else "test" if i < 50 else "other"
+        requests.append(Request(f"r{i}", f"x hat {name}", split, texts))
+        for n, colour in enumerate(("red", "blue")):
+            made.append(Candidate(f"c{i}-{n}", f"r{i}", n, n, image=picture(colour, rng, 8), sha256=f"{i}-{n}"))
+        votes.append(Comparison(f"c{i}-0", f"c{i}-1", "a", "truth"))
+    store.write_requests(requests)
+    store.candidates("g").append([candidate_row(c) for c in made])
+    store.comparisons("votes").append([comparison_row(v) for v in votes])
+    return store
+
+
+def test_tuples_get_controls_by_law_and_by_split(science, clip, tmp_path, cli):
+    flags = {"run": science.folder, "votes": "votes", "model": clip, "out": tmp_path / "out", "by": "law"}
+    flags |= {
+        "test_splits": "[test, other]",
+        "explicit_weight": 0.25,
+        "reduction": "sum",
+        "steps": 12,
+        "validate_every": 6,
+    }
+    flags |= {"learning_rate": 1e-3, "warmup": 2, "device": "cpu"}
+    arguments = [text for key, value in flags.items() for text in (f"--{key}", value)]
+    code, out, err = cli("fit", "clip_preference", *arguments)
+    assert code == 0, err
+    spec = read_json(tmp_path / "out" / "spec.json")
+    assert spec["counts"]["test"] == 20 and spec["counts"]["train"] + spec["counts"]["validation"] == 40
+    controls = spec["controls"]
+    assert controls["chance"] == 0.5 and controls["bag_of_words"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 20}
+    assert {
+        name: controls[name]["n"] for name in ("explicit", "explicit_before", "bare", "bare_before")
+    } == dict.fromkeys(("explicit", "explicit_before", "bare", "bare_before"), 20)
+    laws, splits = spec["by"]["law"], spec["by"]["split"]
+    assert {law: part["accuracy"]["n"] for law, part in laws.items()} == {"heat": 9, "rust": 10, "unknown": 1}
+    assert {name: part["explicit"]["n"] for name, part in splits.items()} == {"other": 10, "test": 10}
+    whole = spec["validation"]["accuracy"]["mean"]
+    assert whole == pytest.approx(sum(part["accuracy"]["mean"] * part["accuracy"]["n"] for part in laws.values()) / 20)
+    assert "law rust: accuracy" in out and "bag_of_words" in out
+    for more, text in (
+        (("--test_splits", "[novel]"), "no pair is in split 'novel'; the splits are other, test, train"),
+        (("--by", "lore"), "no pair has a text under 'lore'"),
+        (("--explicit", "clear"), "has no text under clear"),
+    ):
+        code, _, err = cli("fit", "clip_preference", *arguments, *more, "--out", tmp_path / "other")
+        assert code == 2 and text in err
+
+
+def test_each_control_has_its_text_and_its_reason(science):
+    data = read_preferences(
+        "x", "", str(science.folder), "votes", (), ("explicit", "superficial", "subject", "implicit")
+    )
+    rows = {row.images[0]: row for row in data.rows}
+    controls = Controls("explicit", "superficial", "subject")
+    assert controls.bare(rows["c0-0"]) == "hat aa" and controls.explicit_prompt(rows["c0-0"]) == "r hat aa"
+    assert controls.bare(rows["c59-0"]) == "fj"  # the word that all three prompts share
+    test = [rows["c0-0"], rows["c2-0"]]
+    scores = torch.tensor([[[2.0, 1.0, 0.0], [1.0, 2.0, 0.0]], [[1.0, 3.0, 2.0], [2.0, 2.0, 1.0]]])
+    found = controls.measures(test, ([], [], [0, 1]), scores, -scores)
+    assert [found[name].tolist() for name in ("accuracy_before", "explicit_before", "bare_before")] == [
+        [1, 0],
+        [0, 1],
+        [0.5, 1],
+    ]
+    assert found["accuracy"].tolist() == [0, 1] and np.isnan(found["bag_of_words"]).all()
+    bare = Controls("none", "none", "none").measures(test, ([], [], [0, 1]), scores, scores)
+    part = Controls("none", "none", "none").report(test, bare, None, False)
+    assert (
+        part["controls"]["explicit"]["mean"] is None and "no explicit prompts" in part["controls"]["explicit"]["reason"]
+    )
+    assert (
+        part["validation"]["accuracy"]["low"] is None
+        and "2 prompts are too few" in part["validation"]["accuracy"]["reason"]
+    )
+    assert "share" in part["controls"]["bare_before"]["reason"] and part["by"] == {}
+
+
+def test_training_draws_among_wordings(science):
+    import random
+
+    data = read_preferences("x", "", str(science.folder), "votes", ("explicit",), ("implicit",))
+    row = next(row for row in data.rows if row.images[0] == "c0-0")
+    drawn = random.Random(0)
+    assert {wording(row, "implicit", drawn) for _ in range(20)} == {"x hat aa", "y hat aa"}
+    assert {wording(row, "explicit", drawn) for _ in range(20)} == {"r hat aa", "r cap aa"}
+    assert wording(row, "missing", drawn) == row.caption == "x hat aa"

@@ -181,3 +181,28 @@ def tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def science_t2i(folder: Path, rows: int = 3, lists: bool = False, size: int = 16, images: int = 2) -> Path:
+    """A file like those of Science-T2I: texts in the test schema, lists of wordings in that of the full set."""
+    kind = pa.list_(pa.string()) if lists else pa.string()
+    picture = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    names = {f"{tier}_prompt": kind for tier in ("implicit", "explicit", "superficial")}
+    names |= {f"{side}_image": picture for side in ("explicit", "superficial")}
+    names |= {name: pa.string() for name in ("scene_scoring", "real_scoring", "category", "law")}
+    made = []
+    for i in range(rows):
+        texts = {
+            "implicit": f"an unripe fruit {i}",
+            "explicit": f"a green fruit {i}",
+            "superficial": f"a red fruit {i}",
+        }
+        row: dict = {f"{tier}_prompt": [text, f"{text} again"] if lists else text for tier, text in texts.items()}
+        for n, side in enumerate(("explicit", "superficial")):
+            seeds = [100 * i + 2 * k + n for k in range(images)]
+            row[f"{side}_image"] = [{"bytes": image(seed, size=size), "path": f"{seed}.png"} for seed in seeds]
+        made.append(row | {"category": "biology", "law": "ripeness", "scene_scoring": "", "real_scoring": ""})
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(made, schema=pa.schema(list(names.items())))
+    pq.write_table(table, folder / "train-00000-of-00001.parquet", row_group_size=rows)  # one row group, as published
+    return folder

@@ -263,3 +263,80 @@ def test_an_online_training_is_not_asked_for_controls_on_pairs(render):
 def test_a_run_of_imported_images_does_not_promise_to_be_rebuilt(render):
     _, text = render(lambda store: recipe(store, requests={"source": ""}), pairs="main")
     assert "A recipe alone cannot rebuild it" in text and "Save this as recipe.yaml" not in text
+
+
+def verdicts(store, table, spec, pairs="main"):
+    """Give `pairs` winners from a table of verdicts, as `use: comparisons` stores it."""
+    write_json(store.comparisons(table).folder / "spec.json", spec)
+    folder = store.pairs(pairs)
+    stored = read_json(folder / "spec.json")
+    write_json(folder / "spec.json", stored | {"spec": {"weights": {}, "comparisons": [table], "scorers": {}}})
+
+
+@pytest.mark.parametrize(
+    ("spec", "claim"),
+    [
+        ({"imported": "votes"}, "people (t)"),
+        ({"imported": "pickapic"}, "people, imported as pickapic (t)"),
+        ({"imported": "table"}, "an unknown judge, imported as table (t)"),
+        ({"name": "mllm", "version": "1"}, "the model mllm (t)"),
+    ],
+)
+def test_the_card_names_who_chose_the_winners(render, spec, claim):
+    _, text = render(lambda store: verdicts(store, "t", spec), pairs="main")
+    assert f"The preference is that of {claim}." in text and "not of people" not in text
+
+
+def test_the_card_of_a_model_trained_on_votes_names_people(render):
+    _, text = render(lambda store: verdicts(store, "t", {"imported": "votes"}))
+    assert "The winners were chosen by people (t)." in text and "unknown what chose" not in text
+
+
+def test_a_scorer_that_is_a_model_is_called_one(render):
+    def model(store):
+        stored = read_json(store.pairs("main") / "spec.json")
+        stored["spec"]["scorers"]["warmth"] |= {"weights": "some/weights"}
+        write_json(store.pairs("main") / "spec.json", stored)
+
+    _, text = render(model, pairs="main")
+    assert "The preference is that of the scorer warmth (a model), not of people" in text
+
+
+def test_a_scorer_that_was_refitted_is_described_as_when_it_chose(render):
+    def refitted(store):
+        path = store.scores("warmth").folder / "spec.json"
+        write_json(path, read_json(path) | {"version": "99"})
+
+    _, text = render(refitted, pairs="main")
+    (row,) = [line for line in text.splitlines() if line.startswith("| score_warmth |")]
+    assert "by a later version" in row and " 99 " not in row
+
+
+def test_the_shape_of_an_adapter_is_read_from_its_file(render):
+    import json
+
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    def other(store):
+        stored = {"unet.r": 3, "unet.lora_alpha": 7, "unet.target_modules": ["to_q"]}
+        path = store.train("dpo") / "final" / "pytorch_lora_weights.safetensors"
+        save_file({"x": np.zeros(1, np.float32)}, path, {"lora_adapter_metadata": json.dumps(stored)})
+
+    _, text = render(other)
+    assert "| LoRA rank | 3 |" in text and "| LoRA alpha | 7 |" in text and "to_q" in text
+
+
+def test_the_recipe_on_a_card_has_the_settings_of_the_training(render):
+    def edited(store):
+        recipe(store, train={"dpo": {"pairs": "other", "steps": 7, "objective": {"use": "ipo"}, "lora": {"rank": 99}}})
+
+    _, text = render(edited)
+    made = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["train"]["dpo"]
+    assert (made["pairs"], made["steps"], made["lora"]["rank"]) == ("main", 300, 16)
+    assert made["objective"] == {"use": "dpo", "beta": 2000.0}
+
+
+def test_functions_of_python_code_are_named(render):
+    _, text = render(lambda store: recipe(store, score={"warmth": {"use": "python:warmth"}}), pairs="main")
+    assert "python:warmth: functions or classes in the publisher" in text

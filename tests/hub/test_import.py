@@ -226,10 +226,11 @@ def test_a_name_is_not_used_for_two_sources(tmp_path):
 
 def test_what_cannot_be_told_by_looking_is_asked(tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="--as: .*table"):
-        imported(tmp_path / "x.csv", tmp_path / "run")
+    for layout in (None, "table"):  # a table of unknown columns is asked for them, and none of it is stored
+        with pytest.raises(UsageError, match="no column is named like a prompt.* --map prompt=COLUMN,chosen=COLUMN"):
+            imported(tmp_path / "x.csv", tmp_path / "run", layout=layout)
     with pytest.raises(UsageError, match="--map lacks prompt"):
-        imported(tmp_path / "x.csv", tmp_path / "run", layout="table")
+        imported(tmp_path / "x.csv", tmp_path / "run", layout="table", flags={"map": "image_a=a"})
     with pytest.raises(UsageError, match="no column c"):
         imported(tmp_path / "x.csv", tmp_path / "run", layout="table", flags={"map": "prompt=c,image_a=a"})
     with pytest.raises(UsageError, match="owner/name"):

@@ -15,7 +15,7 @@ from prefkit.report import write_report
 from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.table import comparison_row
-from prefkit.types import Comparison
+from prefkit.types import Comparison, Request
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example C: four observers, twelve units, 0 = missing
 PUBLISHED = """
@@ -212,3 +212,35 @@ def test_votes_on_an_evaluation_give_a_win_rate_beside_its_judges(full):
 
         shutil.rmtree(table.folder)
         write_report(full)
+
+
+def test_a_judge_in_both_orders_and_scorers_by_law(voted, cli):
+    """The judge always prefers the image that is shown first; the truth of law `rust` is what `true` says."""
+    members = [
+        Request(r.request_id, r.prompt, r.split, {"law": "rust"} if i < 20 else {})
+        for i, r in enumerate(voted.requests())
+    ]
+    voted.write_requests(members)
+    votes = voted.comparisons("votes").frame(["id_a", "id_b"]).drop_duplicates()
+    shown = [
+        Comparison(a, b, outcome, "judge", order=order)
+        for a, b in votes.itertuples(index=False)
+        for order, outcome in (("ab", "a"), ("ba", "b"), ("both", "tie"))
+    ]
+    voted.comparisons("judge").append([comparison_row(row) for row in shown])
+    found = assess(voted, by="law")
+    assert set(found["by"]) == {"rust", "unknown"} and found["by"]["rust"]["flat"]["value"] == 0.5
+    groups = [found["by"][law]["true"] for law in ("rust", "unknown")]
+    assert [group["n"] for group in groups] == [60, 30]
+    whole = sum(group["value"] * group["n"] for group in groups) / 90
+    assert whole == pytest.approx(found["scorers"]["true"]["votes"]["value"])
+    orders = found["scorers"]["judge"]["orders"]
+    assert orders["ab"]["value"] + orders["ba"]["value"] == pytest.approx(1) and orders["ab"]["value"] != 0.5
+    assert found["scorers"]["judge"]["votes"]["value"] == 0.5
+    code, out, err = cli("report", voted.folder, "--by", "law")
+    assert code == 0 and "votes, rust" in out, err
+    page = (voted.folder / "report.html").read_text()
+    assert "Order of the images" in page and "ab: image a first" in page
+    code, _, err = cli("report", voted.folder, "--by", "lore")
+    assert code == 2 and "no request of" in err and "the columns are law" in err
+    assert "by" not in assess(voted)

@@ -14,6 +14,7 @@ from prefkit.report import evidence, status, write_report
 from prefkit.report.grids import by_hash
 from prefkit.report.pictures import thumbnail
 from prefkit.store import Store
+from prefkit.store.files import write_json
 
 VOID = {"meta", "img", "br"}
 
@@ -48,7 +49,7 @@ def test_well_formed_and_every_section_is_there(page):
     read = Reader(page)
     assert read.open == []
     sections = [attrs["id"] for tag, attrs in read.tags if tag == "section"]
-    assert sections == ["run", "scores", "pairs", "training", "evaluation", "votes", "failures"]
+    assert sections == ["evaluation", "votes", "run", "scores", "pairs", "training", "failures"]
     links = {attrs["href"] for tag, attrs in read.tags if tag == "a"}
     assert links == {f"#{name}" for name in sections}
 
@@ -95,7 +96,11 @@ def test_secrets_of_the_recipe_stay_out(page):
 
 def test_verdicts_intervals_and_missing_controls(page):
     text = Reader(page).text
-    assert "better by align" in text and "no difference shown by taste (held-out judge)" in text
+    box = page[page.index('<div class="outcome">') : page.index("</table>")]
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in box.split("<tr>")[2:]]
+    assert ["dpo", "align", "training", "signal", "▲", "better"] in [row[:6] for row in rows]
+    assert ["dpo", "taste", "held", "out", "○", "no", "difference", "shown"] in [row[:8] for row in rows]
+    assert all(sum(int(share.rstrip("%")) for share in row[-3:]) in (99, 100, 101) for row in rows if row[-1] != "–")
     assert "win rate 0.68, 95 % interval 0.59 to 0.77" in text
     assert "Missing controls" in text and "dpo-sft: SFT on the winners" in text
     assert "Prompts in held_out that were also trained on: 2." in text
@@ -110,8 +115,8 @@ def test_a_judge_of_which_nobody_knows_is_neither_held_out_nor_used(tmp_path):
     row |= {"n_requests": 9, "best_of_requests": 7, "verdict": "better", "used_for_pairs": None}
     found = {"e": {"sets": {"s": {"dpo": {"align": row}}}, "settings": {"training_unknown": ["dpo"]}}}
     top, section = evidence.outcome(found), evidence.evaluation(Store(tmp_path), found)
-    assert "unknown whether it was the training signal" in top and "held-out judge" not in top
-    assert "training signal: unknown</span>" in section and ">held out<" not in section
+    assert "training signal: unknown</span>" in top and ">held out<" not in top
+    assert "training signal: unknown</span>" in section and 'held">held out<' not in section
     assert "of 7 requests" in section and "No record of what dpo was trained on" in section
 
 
@@ -165,6 +170,16 @@ def test_an_empty_run_says_what_is_missing(tmp_path):
     ):
         assert said in text
     assert status(store)["requests"] == {}
+
+
+def test_an_online_run_is_not_said_to_lack_candidates_scores_and_pairs(tmp_path):
+    store = Store.create(tmp_path / "online")
+    write_json(store.train("up") / "result.json", {"queries": 16, "rounds": 2})
+    text = Reader(write_report(store).read_text()).text
+    assert "16samples of online training" in re.sub(r"\s+(?=samples)", "", text) and "0candidates" not in text.replace(
+        " ", ""
+    )
+    assert "Nothing has been scored" not in text and "No pairs have been made" not in text
 
 
 def test_only_failures(tmp_path):

@@ -79,6 +79,7 @@ def config_of(**given):
         "warmup": 0,
         "validation": 0,
         "device": "cpu",
+        "precision": "no",
         "checkpoint_every": 2,
         "validate_every": 2,
     }

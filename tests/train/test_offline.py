@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import safetensors.torch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prefkit.config import Choice, Lora
+from prefkit.config import Choice, Generate, Lora
 from prefkit.distributed import Processes
 from prefkit.errors import FingerprintError, PluginError, TrainingError, UsageError
 from prefkit.models import precision
@@ -395,3 +396,27 @@ def test_tensorboard(run):
     events = EventAccumulator(str(store.train("dpo") / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+
+
+def test_pictures_at_fixed_seeds_and_an_average_of_the_weights(run):
+    """Without scorers. The exported weights are the average, which a resumed training continues exactly."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    generate = {"own": Generate(steps=1, guidance=1.0, height=64, width=64)}
+    store, recipe = run(report_to="tensorboard", sample_every=2, watch_requests=1, ema=0.5)
+    recipe = replace(recipe, generate=generate)
+    for limit in (3, None):
+        run_train(store, recipe, "dpo", limit=limit)
+    folder = store.train("dpo")
+    assert sorted(path.name for path in (folder / "watch").iterdir()) == [f"step-00000{n}.png" for n in (0, 2, 4)]
+    assert "watch" not in (folder / "metrics.jsonl").read_text()
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert {event.step for event in events.Images("held-out samples")} == {0, 2, 4}
+    resumed = (folder / "final" / "pytorch_lora_weights.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    run_train(store, replace(recipe, train={"dpo": replace(recipe.train["dpo"], sample_every=0)}), "dpo")
+    assert (folder / "final" / "pytorch_lora_weights.safetensors").read_bytes() == resumed
+    shutil.rmtree(folder)
+    run_train(store, replace(recipe, train={"dpo": replace(recipe.train["dpo"], sample_every=0, ema=0)}), "dpo")
+    assert (folder / "final" / "pytorch_lora_weights.safetensors").read_bytes() != resumed

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prefkit.config import Train
+from prefkit.config import Online, Recipe, Train, content
 from prefkit.errors import UsageError
 from prefkit.models.trees import leaves, map_tensors
+from prefkit.store import Store
+from prefkit.store.files import write_json
 from prefkit.train import precision as computing
 from prefkit.train.run import check_settings
 
@@ -101,3 +103,31 @@ def test_a_pinned_batch_is_the_batch_with_every_tensor_pinned(run, loop_of, monk
         for key, value in one.items():
             if isinstance(value, torch.Tensor):
                 torch.testing.assert_close(other[key], value, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("bf16", "online", "means"), [(True, False, "bf16"), (False, False, "no"), (True, True, "no")])
+def test_auto_is_bf16_where_the_device_has_it(tmp_path, monkeypatch, bf16, online, means):
+    monkeypatch.setattr(computing, "has_bf16", lambda device: bf16)
+    config = Train(online=Online() if online else None)
+    recipe = Recipe(train={"a": config, "b": Train(precision="fp16")})
+    settled = computing.settled(Store(tmp_path), computing.settled(Store(tmp_path), recipe, "a"), "b")
+    assert (config.precision, settled.train["a"].precision, settled.train["b"].precision) == ("auto", means, "fp16")
+
+
+def test_a_training_that_has_begun_keeps_its_precision(tmp_path, monkeypatch):
+    store, recipe = Store(tmp_path), Recipe(train={"a": Train(), "b": Train()})
+    monkeypatch.setattr(computing, "has_bf16", lambda device: True)
+    write_json(store.train("a") / "spec.json", {"train": {}})  # written before `auto` existed, or on a CPU
+    write_json(store.train("b") / "spec.json", {"train": {"precision": "bf16"}})
+    assert computing.settled(store, recipe, "a").train["a"].precision == "no"
+    monkeypatch.setattr(computing, "has_bf16", lambda device: False)
+    assert computing.settled(store, recipe, "b").train["b"].precision == "bf16"
+
+
+def test_float32_is_not_part_of_a_fingerprint_as_before():
+    assert computing.stored(content(Train(precision="no"))) == {}
+    assert computing.stored(content(Train(precision="bf16"))) == {"precision": "bf16"}
+
+
+def test_the_cpu_has_no_bf16_by_default():
+    assert not computing.has_bf16("cpu")

@@ -6,10 +6,8 @@ import argparse
 from typing import Any
 
 from prefkit import output, registry
-from prefkit.config import plugin_options, reader
-from prefkit.distributed import group
-from prefkit.errors import PluginError, UsageError
-from prefkit.plugin_guard import described, guarded
+from prefkit.config import reader
+from prefkit.errors import UsageError
 
 KIND = "fitter"
 POSITIONAL = ("NAME", "what to fit: vbpr | outfit_compat | clip_preference | mllm | mesh | file.py:Class")
@@ -21,6 +19,11 @@ USE = {
     "mllm": "use: mllm, model: {0}",
     "mesh": "use: mesh, model: {0}",
 }
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    text = "if the folder holds a fit with other settings or data, move it to the folder .old beside it and fit again"
+    parser.add_argument("--redo", action="store_true", help=text)
 
 
 def more_help(known: argparse.Namespace) -> list[str]:
@@ -35,31 +38,31 @@ def more_help(known: argparse.Namespace) -> list[str]:
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.fit.run import run_fit
+
     name = known.run_folder
     if known.recipe or not name:
         known_names = ", ".join(registry.builtin(KIND))
         raise UsageError(f"fit: name a fitter ({known_names}) and give its options as flags; fit takes no recipe.")
-    kind = registry.load_class(KIND, name)
-    options = plugin_options.options(kind, reader.tree_of_flags(flags), f"fit {name}")
-    with guarded(f"fitter {name}"):
-        fitter = kind(options)
-        result: Any = fitter.run() if getattr(kind, "shared", False) else group().lead(fitter.run)
-    if not isinstance(result, dict):
-        raise PluginError(f"fitter {name} returned {described(result)}; it must return a dict of its measurements.")
+    result = run_fit(name, reader.tree_of_flags(flags), known.redo)
     output.emit(result, known.json, _rows(result))
     if name in USE:
-        use = USE[name].format(fitter.options.out or f"fitted/{name}")
-        if name == "clip_preference" and getattr(fitter.options, "library", "") == "open_clip":
-            use = f"use: clip, model: 'local-dir:{fitter.options.out or f'fitted/{name}'}'"
+        use = USE[name].format(result["out"])
+        if name == "clip_preference" and dict(flags).get("library") == "open_clip":
+            use = f"use: clip, model: 'local-dir:{result['out']}'"
         output.hint(f"to use it in a recipe: score: {{mine: {{{use}}}}}")
     return 0
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one table row per validation measure, then one per count."""
+    """Return one table row per measured number and control, in all and by group, then one per count."""
     rows: list[dict[str, Any]] = []
-    for name, value in result.get("validation", {}).items():
-        values = value if isinstance(value, dict) else {"mean": value}
-        columns = {"value": "mean", "low": "low", "high": "high", "n": "n"}
-        rows.append({"measured": name} | {c: values[key] for c, key in columns.items() if key in values})
+    parts = [("", result.get("validation", {}) | result.get("controls", {}))]
+    for column, groups in result.get("by", {}).items():
+        parts += [(f"{column} {group}: ", measured) for group, measured in groups.items()]
+    for prefix, measured in parts:
+        for name, value in measured.items():
+            values = value if isinstance(value, dict) else {"mean": value}
+            columns = {"value": "mean", "low": "low", "high": "high", "n": "n", "reason": "reason"}
+            rows.append({"measured": prefix + name} | {c: values[key] for c, key in columns.items() if key in values})
     return rows + [{"measured": name, "value": value} for name, value in result.get("counts", {}).items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "layout of SOURCE (default: detected); the layout `votes` means files saved by a voting page"
     add("--as", dest="layout", metavar="LAYOUT", help=text)
     add("--name", metavar="NAME", help="write candidates/NAME, comparisons/NAME, scores/NAME.rating (default: LAYOUT)")
+    text = "if NAME holds an import with other settings or rows, move it and what was made from it to RUN/.old first"
+    add("--redo", action="store_true", help=text)
     add("--copy", action="store_true", help="copy images into the run; by default, the run only stores their paths")
     add("--pairs", action="store_true", help="also write the verdicts as pairs/NAME, so that train can start at once")
     text = "fraction of requests to hold out if SOURCE has no splits (0.1)"
@@ -40,7 +43,8 @@ def fraction(text: str) -> float:
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from prefkit.hub.importing.run import run_import
+    from prefkit.hub.importing.replace import replacing
+    from prefkit.hub.importing.run import run_import, sniff
     from prefkit.human.votes import import_votes, vote_files
     from prefkit.store import Store
 
@@ -54,11 +58,13 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         _emit(import_votes(Store(known.into), known.run_folder, known.name or "votes"), known.json)
         output.hint(f"next: prefkit report {folder} (agreement), or prefkit pair {folder} --use comparisons")
         return 0
+    store, layout = Store(known.into), known.layout or sniff(known.run_folder)
     try:
-        counts = run_import(
-            Store(known.into),
+        act = partial(
+            run_import,
+            store,
             known.run_folder,
-            layout=known.layout,
+            layout=layout,
             name=known.name,
             flags=dict(flags),
             keep=not known.copy,
@@ -66,11 +72,13 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             test_share=known.test_share,
             max_failed=known.max_failed,
         )
+        counts = replacing(store, known.name or layout, act, known.redo)
     except TooManyFailures as error:
         _emit(error.counts, known.json)
         raise
     _emit(counts, known.json)
-    output.hint(f"next: prefkit train {folder}" if known.pairs else f"next: prefkit pair {folder} --use comparisons")
+    compared = f"pair {folder} --use comparisons" if counts["comparisons"] else f"score {folder} --use SCORER"
+    output.hint(f"next: prefkit {f'train {folder}' if known.pairs else compared}")
     return 0
 
 

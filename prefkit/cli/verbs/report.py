@@ -16,6 +16,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--request", action="append", default=[], help="write a contact sheet of this request (may be repeated)")
     add("--filter", help='write a contact sheet of the candidates that match, for example "align < 0.2"')
     add("--decisions", metavar="FILE", help="add FILE, saved from a contact sheet, to decisions.csv")
+    text = "also show how scorers agree with the votes for each value of this column of the requests (such as law)"
+    add("--by", metavar="COLUMN", help=text)
     add("--vote", action="store_true", help="write a blind voting page; `prefkit import` reads the votes saved from it")
     add = parser.add_argument_group("with --vote").add_argument
     add("--models", metavar="A,B", help="two models to compare at equal seeds, e.g. base,dpo (default: candidates)")
@@ -54,12 +56,18 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         path = contact_sheet(run.store, known.request or None, known.filter)
         output.emit({"sheet": str(path)}, known.json)
         return 0
-    path = write_report(run.store, run.recipe)
+    path = write_report(run.store, run.recipe, known.by)
     state = status(run.store)
     saved = run.folder / "agreement.json"
     votes = {"agreement": read_json(saved)} if saved.exists() else {}
     scorers = votes["agreement"]["scorers"] if votes else {}
     rows = [*state_rows(state), *({"table": "votes", "name": k, "state": v["sentence"]} for k, v in scorers.items())]
+    rows += [
+        {"table": f"votes, {label}", "name": alias, "state": f"{row['value']:.0%} of {row['n']} votes"}
+        for label, found in (votes["agreement"].get("by", {}) if votes else {}).items()
+        for alias, row in found.items()
+        if row["value"] is not None
+    ]
     output.emit({**state, **votes, "report": str(path)}, known.json, [*rows, {"table": "report", "name": str(path)}])
     return 0
 

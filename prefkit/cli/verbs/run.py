@@ -61,7 +61,7 @@ def stages(run: Run, limits: Limits, known: argparse.Namespace) -> dict[str, Any
     """Run the stages in `limits` and return {stage: its results}."""
     results: dict[str, Any] = {}
     for name, limit in limits.items():
-        options = {"controls": known.controls} if name == "train" else {}
+        options = {"redo": known.redo} | ({"controls": known.controls} if name == "train" else {})
         try:
             results[name] = run.stage(name, limit=limit, **options)
         except TooManyFailures as error:
@@ -112,6 +112,6 @@ def finish(results: dict[str, Any], rows: list[dict[str, Any]], known: argparse.
 
 
 def needed(verb: str, recipe: Any) -> bool:
-    """Return False for generate, score and pair if all trainings are online; these make and score candidates."""
+    """Return False for generate, score and pair if all trainings are online: online training does this work itself."""
     online = bool(recipe.train) and all(train.online is not None for train in recipe.train.values())
     return not (online and verb in ("generate", "score", "pair"))

@@ -57,5 +57,5 @@ def _candidates(folder: str | None) -> list[Any]:
 
     candidates = list(islice((c for c in Store(folder).iter_candidates() if c.error is None), SAMPLE_SIZE))
     if not candidates:
-        raise UsageError(f"{folder} has no candidates with an image. Leave out the run to check on synthetic images.")
+        raise UsageError(f"{folder} has no candidates with an image. To check on synthetic images, leave out the run.")
     return candidates

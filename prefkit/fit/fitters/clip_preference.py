@@ -8,13 +8,15 @@ superficial prompt.
 
 Prompts are split into training, validation and test. Only the validation loss decides when to stop; the test prompts
 are evaluated twice, before and after tuning. The metric is the accuracy on the pairs that are not ties (equal scores
-count as half), with 95 % bootstrap intervals over prompts. accelerate manages devices, precision and processes.
+count as half), with 95 % bootstrap intervals over prompts. Pairs with explicit and superficial prompts also get controls:
+a linear bag of words, which sees no image; the prompt without its condition; the explicit prompt, as a ceiling. accelerate
+manages devices, precision and processes.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefkit.errors import UsageError
@@ -43,6 +45,16 @@ class ClipPreferenceFit:
     explicit: str = "explicit"
     #: column (pairs) or request key (votes) with the superficial prompt
     superficial: str = "superficial"
+    #: column or key with further wordings of the prompt, as a list; each training step draws one of them, and one of a
+    #: list of explicit or superficial prompts. Evaluations use the first
+    implicit: str = "implicit"
+    #: column or key with the prompt without its condition, for a control; where it is missing, the words that prompt,
+    #: explicit and superficial prompt share
+    subject: str = "subject"
+    #: column or key by whose values (such as law) the test accuracy is also reported; null = none
+    by: str | None = None
+    #: splits of the run's requests that are the test pairs (votes only); empty = `test_share` of the prompts
+    test_splits: list[str] = field(default_factory=list)
     #: reduction of the loss over a batch: mean | sum (as in SciScore)
     reduction: Literal["mean", "sum"] = "mean"
     #: weight of a pair's loss: pair (1) | prompt (1 / its prompt's pairs, as in PickScore; needs reduction: mean)
@@ -82,6 +94,8 @@ class ClipPreferenceFit:
         check_fractions("clip_preference", self)
         if self.reduction == "sum" and self.weighting == "prompt":
             raise UsageError("clip_preference: `weighting: prompt` needs `reduction: mean`; change one of the two.")
+        if self.test_splits and self.pairs:
+            raise UsageError("clip_preference: test_splits needs --run and --votes: pairs have no splits.")
 
 
 class ClipPreferenceFitter:
@@ -106,7 +120,12 @@ class ClipPreferenceFitter:
 
         o = self.options
         texts = (o.explicit, o.superficial) if o.explicit_weight else ()
-        data = read_preferences("clip_preference", o.pairs, o.run, o.votes, texts)
+        further = [name for name in (o.implicit, o.explicit, o.superficial, o.subject, o.by) if name]
+        data = read_preferences("clip_preference", o.pairs, o.run, o.votes, texts, further)
+        if o.by and not any(o.by in row.texts for row in data.rows):
+            raise UsageError(
+                f"clip_preference.by: no pair has a text under {o.by!r}. Name another column, or omit --by."
+            )
         encoder = Encoder(o.model, o.pretrained, library=o.library, processor=o.processor)
         folder = FitFolder("clip_preference", o.out, o, {"pairs": data.content}, describe(encoder))
         present = folder.present()
@@ -114,49 +133,36 @@ class ClipPreferenceFitter:
 
     def _fit(self, folder: Any, data: Any, encoder: Any, texts: tuple[str, ...]) -> dict[str, Any]:
         from prefkit.fit.clip_tune import Tuning
-        from prefkit.fit.preferences import split_by_text
+        from prefkit.fit.preferences import split_preferences
+        from prefkit.fit.wording.controls import Controls, accuracy
 
         o = self.options
         captions = [row.caption for row in data.rows]
-        train, validation, test = split_by_text("clip_preference", captions, o.validation_share, o.test_share, o.seed)
+        shares = (o.validation_share, o.test_share)
+        train, validation, test = split_preferences("clip_preference", data.rows, o.test_splits, shares, o.seed)
         if all(data.rows[n].p == 0.5 for n in train):
             raise UsageError("clip_preference: all training pairs are ties. Add pairs with a winner.")
         tuning = Tuning(o, encoder, data, texts)
-        before = [correct(data, part, tuning.scores(part)) for part in (validation, test)]
+        controls = Controls(o.explicit, o.superficial, o.subject)
+        prompts = [controls.explicit_prompt, controls.bare_prompt]
+        before = [tuning.scores(part, prompts) for part in (validation, test)]
         started = time.monotonic()
         course = tuning.train(train, validation)
         course["seconds_per_step"] = round((time.monotonic() - started) / course["steps"], 3)
-        after = [correct(data, part, tuning.scores(part)) for part in (validation, test)]
+        after = [tuning.scores(part, prompts) for part in (validation, test)]
+        measures = controls.measures(data.rows, (train, validation, test), before[1], after[1])
         results = {
             "counts": {"pairs": len(captions), "prompts": len(set(captions))}
             | {"train": len(train), "validation": len(validation), "test": len(test)}
             | {"ties": sum(row.p == 0.5 for row in data.rows)},
             "training": course,
-            "validation": measured(before[1], after[1])
-            | {"accuracy_validation": measured(before[0], after[0])["accuracy"]},
+            **controls.report([data.rows[n] for n in test], measures, o.by, split=len(o.test_splits) > 1),
         }
+        held = [data.rows[n] for n in validation]
+        results["validation"]["accuracy_validation"] = accuracy(held, after[0][..., 0])
         spec = folder.write(results, tuning.save) if tuning.accelerator.is_main_process else results
         tuning.accelerator.wait_for_everyone()
         return spec
-
-
-def correct(data: Any, numbers: list[int], scores: Any) -> dict[str, Any]:
-    """Rate each pair that is not a tie: 1 if the preferred image scores higher, 0.5 if both score the same, else 0."""
-    gaps = (scores[:, 0] - scores[:, 1]).double().tolist()
-    rows = [(data.rows[n], gap) for n, gap in zip(numbers, gaps) if data.rows[n].p != 0.5]
-    values = [0.5 if gap == 0 else float((gap > 0) == (row.p > 0.5)) for row, gap in rows]
-    return {"values": values, "texts": [row.caption for row, _ in rows]}
-
-
-def measured(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    from prefkit.fit.statistics import clustered
-
-    gain = [b - a for a, b in zip(before["values"], after["values"])]
-    return {
-        "accuracy": clustered(after["values"], after["texts"]),
-        "accuracy_before": clustered(before["values"], before["texts"]),
-        "gain": clustered(gain, after["texts"]),
-    }
 
 
 plugin = ClipPreferenceFitter

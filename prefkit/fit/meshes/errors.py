@@ -19,7 +19,7 @@ Member = tuple[Candidate, Mesh]
 
 
 def known_errors(store: Store, run: str, score: str) -> Callable[[Sequence[Member]], list[Errors | Score]]:
-    """Return a function that maps members to the errors of each, or to a failed Score if these are unknown.
+    """Return a function from (candidate, mesh) pairs to the errors of each; a failed Score if they are unknown.
 
     The errors are the MEASURES among the aspects in the score table `score`. Without any, the score's value is the
     error (negated if higher is better). If `score` is DEFAULT and the run has no such table, the errors are computed.

@@ -28,8 +28,7 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
     audit = read_json(folder / "audit.json") if (folder / "audit.json").exists() else {}
     warnings = audit.pop("warnings", None) or []
     spec = stored.get("spec") or {}
-    tables = spec.get("comparisons") or []
-    tables = [tables] if isinstance(tables, str) else list(tables)
+    tables = facts.tables_of(spec)
     splits = _splits(staged)
     pairs = sum(splits["default"].values())
     values = {
@@ -43,7 +42,7 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
         "generators": facts.generators(store, recipe),
         "source": facts.clean_text((recipe.get("requests") or {}).get("source")),
         "request_splits": Counter(request.split for request in store.requests()),
-        "scorers": facts.scorers(store),
+        "scorers": facts.scorers(store, spec.get("scorers")),
         "pairing": _pairing(spec, tables),
         "decisions": store.decisions().verdict.value_counts().to_dict(),
         "dropped": staged.dropped,
@@ -51,6 +50,7 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
         "audit": [{"figure": key, "value": value} for key, value in _flat(facts.clean(audit))],
         "warnings": warnings if isinstance(warnings, list) else [warnings],
         "verdict_tables": tables,
+        "choosers": facts.choosers(store, spec),
         "chosen_by": [
             {"verified": False} | spec["scorers"][s]
             for s in spec.get("weights") or {}
@@ -63,7 +63,7 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
 
 
 def _splits(staged: StagedDataset) -> dict[str, dict[str, int]]:
-    """Return config -> split -> number of rows, without empty splits and configs."""
+    """Return {config: {split: number of rows}}, without empty splits and configs."""
     rows = {"default": staged.rows["default"], "gallery": staged.rows["default"]}
     rows |= {config: staged.rows.get(config, {}) for config in CONFIGS}
     filled = {config: {split: n for split, n in splits.items() if n} for config, splits in rows.items()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from prefkit.errors import StoreError
+from prefkit.registry import PASSED
 from prefkit.store.files import read_json
 from prefkit.verified import shown
 
@@ -25,6 +26,8 @@ RESTRICTED = re.compile(
     r"(?i)non[- ]?commercial|not? (for )?commercial|\bnc\b|-nc\b|smpl|research[- ](use[- ])?only|\ba?gpl|"
     r"\bby-sa\b|s-lab|open[- ]?rail|community licen[cs]e|flux.*dev"
 )
+#: layouts of imports whose verdicts people gave
+BY_PEOPLE = ("votes", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "open_image_preferences", "rapidata")
 #: licences that only require keeping their notice; a licence that matches neither RESTRICTED nor FREE is unknown
 FREE = re.compile(r"(?i)(apache|mit\b|bsd|isc\b|zlib|cc0|unlicense|public domain)")
 
@@ -39,6 +42,7 @@ def shared(store: Store, recipe: Mapping[str, Any], section: str, name: str, lic
         "licence": licence,
         "parts": licence_rows(store, recipe),
         "recipe": relevant(recipe, section, name),
+        "functions": sorted(_functions(relevant(recipe, section, name))),
         "packages": [f"{package} {version}" for package, version in packages.items()],
     }
 
@@ -50,6 +54,15 @@ def relevant(recipe: Mapping[str, Any], section: str, name: str) -> dict[str, An
     parts = {key: recipe[key] for key in keys if recipe.get(key)}
     entry = (recipe.get(section) or {}).get(name)
     return parts | ({section: {name: entry}} if entry else {}) if parts else {}
+
+
+def _functions(value: Any) -> set[str]:
+    """Return the names of plug-ins that were functions or classes in Python code."""
+    if isinstance(value, (Mapping, list)):
+        return {
+            name for inner in (value.values() if isinstance(value, Mapping) else value) for name in _functions(inner)
+        }
+    return {value} if isinstance(value, str) and value.startswith(f"{PASSED}:") else set()
 
 
 def recipe_of(store: Store) -> dict[str, Any]:
@@ -74,6 +87,7 @@ def clean(value: Any, key: str = "") -> Any:
 def clean_text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
+    value = re.sub(r"^(\.\./)+", "", value)  # a path in recipe.yaml starts at the run folder
     if PATH.match(value):
         return ".../" + re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     if value.startswith("exec:"):  # a command: program and arguments
@@ -120,11 +134,16 @@ def base_of(recipe: Mapping[str, Any]) -> str:
     return f"{model.get('base') or 'unknown'}" + (f" at {model['revision']}" if model.get("revision") else "")
 
 
-def scorers(store: Store) -> list[dict[str, Any]]:
-    """Return a table row for each score."""
+def scorers(store: Store, used: Mapping[str, Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Return a table row for each score. used: score name -> spec of the scorer at the time of its use.
+
+    A scorer that has changed since its use is described as it was then, without the counts of its current scores.
+    """
     rows = []
     for alias in store.names("scores"):
-        spec = store.scores(alias).spec() or {}
+        current = store.scores(alias).spec() or {}
+        spec = dict((used or {}).get(alias) or current)
+        same = all(spec.get(key) == current.get(key) for key in ("name", "version", "weights", "revision"))
         values = store.scores(alias).frame(["id", "value"]).value
         rows.append(
             {
@@ -136,11 +155,37 @@ def scorers(store: Store) -> list[dict[str, Any]]:
                 "better": "higher" if spec.get("higher_is_better", True) else "lower",
                 "licence": spec.get("licence") or "unknown",
                 "checked with published weights": shown(spec.get("verified", "")),
-                "scored": int(values.notna().sum()),
-                "failed": int(values.isna().sum()),
+                "scored": int(values.notna().sum()) if same else "by a later version",
+                "failed": int(values.isna().sum()) if same else None,
             }
         )
     return rows
+
+
+def choosers(store: Store, spec: Mapping[str, Any]) -> list[str]:
+    """Return who or what chose the winners of a pair set: people, a model or a program. spec: of its spec.json."""
+    texts = [f"{_judge_of(store.comparisons(table).spec() or {})} ({table})" for table in tables_of(spec)]
+    for alias in spec.get("weights") or {}:
+        scorer = (spec.get("scorers") or {}).get(alias) or {}
+        name = str(scorer.get("name", alias))
+        kind = "an external program" if re.match(r"exec:|https?:", name) else "a program"
+        texts.append(f"the scorer {alias} ({'a model' if scorer.get('weights') else kind})")
+    return texts
+
+
+def tables_of(spec: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tables under comparisons/ whose verdicts chose the winners."""
+    tables = spec.get("comparisons") or []
+    return [tables] if isinstance(tables, str) else list(tables)
+
+
+def _judge_of(spec: Mapping[str, Any]) -> str:
+    layout = spec.get("imported")
+    if layout in BY_PEOPLE:
+        return "people" if layout == "votes" else f"people, imported as {layout}"
+    if layout:
+        return f"an unknown judge, imported as {layout}"
+    return f"the model {clean_text(str(spec['name']))}" if spec.get("name") else "an unknown judge"
 
 
 def licence_rows(store: Store, recipe: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefkit.config import Online, Train, plain
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.hub.cards import facts
 from prefkit.hub.cards.template import Card, render
@@ -44,7 +47,8 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
     results = {n: r for n, r in evaluations(store).items() if any(name in models for models in _sets(r).values())}
     verdicts = [row for r in results.values() for models in _sets(r).values() for row in models.get(name, {}).values()]
-    adapter = (result_folder(store, name) / ADAPTER).is_file()
+    final = result_folder(store, name)
+    adapter = (final / ADAPTER).is_file()
     training, model = spec.get("train") or {}, recipe.get("model") or {}
     online, source = spec.get("online") or {}, source_of(name, recipe)
     values = {
@@ -61,17 +65,68 @@ def model_card(store: Store, name: str, to: str, sheet: bool, licence: str | Non
         "rewards": list(online.get("rewards") or {}),
         "objective": (training.get("objective") or {}).get("use") or "dpo",
         "sheet": SHEET if sheet else None,
-        "training": _training(spec, result, adapter, facts.base_of(recipe)),
+        "training": _training(spec, result, final / ADAPTER if adapter else None, facts.base_of(recipe)),
         "evaluation": _evaluation(results, name),
         "real_distances": _real_distances(results, name),
         "settings": [result.get("settings") or {} for result in results.values()],
         "missing_controls": _missing_controls(results, name, bool(online)),
         "trained_on": read_json(folder / TRAINED_ON) if (folder / TRAINED_ON).is_file() else None,
+        "choosers": _choosers(store, training.get("pairs")),
         "pairs": facts.clean_text(str(training.get("pairs") or "unknown")),
         "verdicts": verdicts,
     }
+    recipe = _as_trained(recipe, source, spec, result)
     values |= facts.shared(store, recipe, "train", source, licence)
     return Card(_metadata(recipe, training, adapter, licence), render("model", values), values["recipe"])
+
+
+def _choosers(store: Store, pairs: Any) -> list[str]:
+    """Return who or what chose the pairs of a training, if they are a pair set of this run; [] if unknown."""
+    path = store.pairs(pairs) / "spec.json" if pairs in store.names("pairs") else None
+    return facts.choosers(store, read_json(path).get("spec") or {}) if path is not None and path.is_file() else []
+
+
+def _as_trained(
+    recipe: Mapping[str, Any], name: str, spec: Mapping[str, Any], result: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the recipe with the settings that train/NAME was made with; the recipe may have changed since."""
+    entry = (recipe.get("train") or {}).get(name)
+    if not isinstance(entry, Mapping) or not spec.get("train"):
+        return dict(recipe)
+    online = dict(spec.get("online") or {})
+    other = {"batch_size", "accumulation", "online", "steps", "guidance"} | (
+        {"pairs", "validation"} if online else set()
+    )
+    stored = {"precision": "no"} | {key: value for key, value in spec["train"].items() if key not in other}
+    made = _resolved(Train, stored, other)
+    objective = made["objective"]
+    made["objective"] = {"use": objective.get("use") or "dpo", **(objective.get("options") or {})}
+    if online:
+        rounds = {"rounds": result["rounds"]} if result.get("rounds") else {}
+        made["online"] = {**(entry.get("online") or {}), **_resolved(Online, online, {"rounds"}), **rounds}
+    elif result.get("steps"):
+        made["steps"] = result["steps"]
+    return {**recipe, "train": {**recipe["train"], name: {**entry, **facts.clean(made)}}}
+
+
+def _resolved(kind: Any, stored: Mapping[str, Any], other: Collection[str]) -> dict[str, Any]:
+    """Return all content settings except `other`. stored: the settings in spec.json, which differ from the defaults."""
+    names = [f.name for f in fields(kind) if f.metadata.get("content", True) and f.name not in other]
+    return {key: value for key, value in plain(kind()).items() if key in names} | dict(stored)
+
+
+def _adapter_shape(path: Path) -> dict[str, Any]:
+    """Return rank, alpha and targets from the metadata of an adapter file; {} if it has none."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            stored = json.loads((file.metadata() or {}).get("lora_adapter_metadata") or "{}")
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return {}
+    values = {key.rpartition(".")[2]: value for key, value in stored.items()}
+    names = {"rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
+    return {key: values[name] for key, name in names.items() if values.get(name)}
 
 
 def source_of(name: str, recipe: Mapping[str, Any]) -> str:
@@ -82,7 +137,7 @@ def source_of(name: str, recipe: Mapping[str, Any]) -> str:
 
 
 def evaluations(store: Store) -> dict[str, dict[str, Any]]:
-    """Return evaluation name -> content of its result.json."""
+    """Return {evaluation name: content of its result.json}."""
     paths = {name: store.eval(name) / "result.json" for name in store.names("eval")}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
@@ -115,11 +170,11 @@ def _on_hub(name: str) -> bool:
 
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in spec.json, which holds only changed settings, and the default values of STATED."""
+    """Return the settings in spec.json (only changed ones), plus the default values of the other settings in STATED."""
     from prefkit import registry
-    from prefkit.config import Train, plain
 
-    settings = {key: value for key, value in plain(Train()).items() if key in STATED} | dict(spec.get("train") or {})
+    settings = {key: value for key, value in plain(Train()).items() if key in STATED}
+    settings |= {"precision": "no"} | dict(spec.get("train") or {})
     objective = settings["objective"] or {}
     use = objective.get("use") or "dpo"
     try:
@@ -130,7 +185,9 @@ def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     return settings | {"objective": {"use": use, "options": beta | dict(objective.get("options") or {})}}
 
 
-def _training(spec: Mapping[str, Any], result: Mapping[str, Any], adapter: bool, base: str) -> list[dict[str, Any]]:
+def _training(
+    spec: Mapping[str, Any], result: Mapping[str, Any], adapter: Path | None, base: str
+) -> list[dict[str, Any]]:
     train = facts.clean(settings_of(spec))
     objective, lora = train.pop("objective"), train.pop("lora")
     model = spec.get("model") or {}
@@ -148,7 +205,7 @@ def _training(spec: Mapping[str, Any], result: Mapping[str, Any], adapter: bool,
         rows |= {"rounds": result.get("rounds"), "requests": len(spec.get("requests") or ()) or None}
         rows |= {f"online, {key.replace('_', ' ')}": value for key, value in online.items()}
     if adapter and lora:
-        rows |= {f"LoRA {key}": value for key, value in lora.items()}
+        rows |= {f"LoRA {key}": value for key, value in (lora | _adapter_shape(adapter)).items()}
     else:
         rows["LoRA"] = "none: full weights"
     rows["source of the pairs"] = train.pop("pairs", None)

@@ -1,4 +1,4 @@
-"""Folders of images: w/ and l/ (or two that you name), paired by file name, or one folder per prompt."""
+"""Folders of images: w/ and l/ (or two that you name), paired by file name, NAME_w and NAME_l, or one folder per prompt."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from prefkit.types import Comparison
 
 CAPTIONS = (".txt", ".caption")
 MAX_CAPTION = 1 << 20  # bytes
-USUAL = (("w", "l"), ("win", "lose"), ("chosen", "rejected"))
+USUAL = (("w", "l"), ("win", "lose"), ("winner", "loser"), ("chosen", "rejected"))
+#: the end of a file's name that makes it the better or the worse image, as in hat_w.png and hat_l.png
+SIDE = re.compile(
+    rf"(.*[^_.\s-])[_.\s-]+({'|'.join(word for pair in USUAL for word in pair)})", re.IGNORECASE | re.DOTALL
+)
+#: the number of a copy, at the end of a file's name
+COPY = re.compile(r"[\s_-]*\(?\d+\)?$")
 REPEATS = re.compile(r"^\d+_(?=.)")  # kohya's 10_sks dress
-NO_CAPTION = "the image has no caption: write one to a .txt file of the same name, or give --prompt"
+NO_CAPTION = "the image has no caption: write one to a .txt of its name, or give --prompt or --file-names true"
 SHOWN = 5
 
 
@@ -32,6 +38,8 @@ class FoldersOptions:
     lose: str | None = None
     #: one prompt for all images that have no caption file (NAME.txt or NAME.caption) and no prompt.txt in their folder
     prompt: str | None = None
+    #: true: the file name is the prompt of an image without a caption: "a_red hat_2.png" becomes "a red hat"
+    file_names: bool = False
 
 
 class Folder:
@@ -54,7 +62,7 @@ class Folder:
         return nfc(path.relative_to(self.folder).with_suffix("").as_posix())
 
     def by_key(self) -> tuple[dict[str, Path], list[Item]]:
-        """Return key -> image, and an Item with an error for every image whose key an earlier image has."""
+        """Return {key: image}, and an Item with an error for each further image whose key is already taken."""
         images: dict[str, Path] = {}
         errors = []
         for path in self.images:
@@ -92,7 +100,11 @@ class Folders:
         inner = [p for p in source.iterdir() if p.is_dir()]
         if inner and all((p / "prompt.txt").is_file() for p in inner):
             return "each of its folders has a prompt.txt"
-        return None
+        images = [] if inner else [p for p in source.iterdir() if p.suffix.lower() in image_suffixes()]
+        if images and _by_side(images):
+            return "its images are named NAME_w and NAME_l"
+        captioned = all(any(p.with_suffix(suffix).is_file() for suffix in CAPTIONS) for p in images)
+        return "its images have captions of the same name" if images and captioned else None
 
     def read(self, source: str, work: Workplace) -> Iterator[Item]:
         path = Path(source).expanduser()
@@ -130,7 +142,7 @@ class Folders:
         first, second = win.caption(key), lose.caption(key)
         if first and second and first != second:
             lose.leave_out("caption of a worse image that differs from the better image's", 1)
-        return first or second or self.options.prompt
+        return first or second or self._fallback(key, None)
 
     def _by_prompt(self, path: Path, leave_out: LeaveOut) -> Iterator[Item]:
         visible = sorted(p for p in path.iterdir() if p.name[0] != ".")
@@ -138,7 +150,10 @@ class Folders:
         inner = [p for p in visible if p.is_dir()]
         if not inner and not bare.images:
             raise UsageError(f"import: {path} has neither w/ and l/ nor one folder per prompt. Give --win and --lose.")
-        yield from self._images(bare, None, None)
+        if sides := _by_side(bare.images):
+            yield from self._by_suffix(bare, sides)
+        else:
+            yield from self._images(bare, bare.common(), None)
         prompts: dict[str, str] = {}  # folder name -> prompt
         for subfolder in inner:
             folder = Folder(subfolder, files_under(subfolder, leave_out, [path]), leave_out)
@@ -149,6 +164,29 @@ class Folders:
             dropped = " (kohya's number of repeats is dropped)" if any(map(REPEATS.match, prompts)) else ""
             note(f"folder names became prompts: {', '.join(lines)}{more}{dropped}")
 
+    def _by_suffix(self, folder: Folder, sides: dict[str, dict[int, Path]]) -> Iterator[Item]:
+        """Yield a row per pair NAME_w, NAME_l. Captions are NAME.txt or those of either image, or the folder's prompt.txt."""
+        common = folder.common()
+        for name, images in sides.items():
+            if len(images) == 2:
+                keys = [name, *(folder.key(images[side]) for side in (0, 1))]
+                yield _item(images[0], partial(self._prompt_by_suffix, keys, folder, common), [images[0], images[1]])
+            else:
+                yield Item(str(next(iter(images.values()))), error="the other image of the pair is missing")
+        names = {folder.key(path) for path in folder.images} | sides.keys()
+        folder.leave_unused(names | ({folder.key(common)} if common else set()))
+
+    def _prompt_by_suffix(self, keys: list[str], folder: Folder, common: Path | None) -> str | None:
+        captions = list(dict.fromkeys(filter(None, map(folder.caption, keys))))
+        if len(captions) > 1:
+            folder.leave_out("caption of an image that differs from the pair's", len(captions) - 1)
+        return captions[0] if captions else self._fallback(keys[0], common)
+
+    def _fallback(self, key: str, common: Path | None) -> str | None:
+        """Return the first of: the folder's prompt.txt, --prompt, and with --file-names the name in `key`."""
+        text = _text(common) if common else self.options.prompt
+        return text or (prompt_of_name(key) if self.options.file_names else None)
+
     def _images(self, folder: Folder, common: Path | None, prompts: dict[str, str] | None) -> Iterator[Item]:
         """Yield an Item per image. common: the folder's prompt.txt. prompts: collects folder names used as prompts."""
         for image in folder.images:
@@ -158,12 +196,32 @@ class Folders:
     def _prompt_of(
         self, image: Path, folder: Folder, common: Path | None, prompts: dict[str, str] | None
     ) -> str | None:
-        """Return the first of: caption, prompt.txt, --prompt, and the folder's name, which is added to `prompts`."""
+        """Return the first of: caption, `_fallback`, and the folder's name, which is added to `prompts`."""
         caption = folder.caption(folder.key(image))
-        if caption or common or self.options.prompt or prompts is None:
-            return caption or (_text(common) if common else self.options.prompt)
+        caption = caption or self._fallback(folder.key(image), common)
+        if caption or common or prompts is None:
+            return caption
         name = folder.folder.name
         return prompts.setdefault(name, REPEATS.sub("", name).replace("_", " "))
+
+
+def prompt_of_name(key: str) -> str:
+    """Return the prompt in a file's name: the last part of `key` without the number of a copy, with spaces for _."""
+    name = key.rpartition("/")[2]
+    return " ".join((COPY.sub("", name) or name).replace("_", " ").split())
+
+
+def _by_side(images: list[Path]) -> dict[str, dict[int, Path]]:
+    """Return {NAME: {0: better image, 1: worse image}} of files NAME_w, NAME_l; {} unless all names are so and one pair is whole."""
+    sides: dict[str, dict[int, Path]] = {}
+    for path in images:
+        match = SIDE.fullmatch(nfc(path.stem))
+        if match is None:
+            return {}
+        pair = next(pair for pair in USUAL if match[2].casefold() in pair)
+        if sides.setdefault(match[1], {}).setdefault(pair.index(match[2].casefold()), path) != path:
+            return {}  # two better images of one name: the pairs are ambiguous
+    return sides if any(len(images) == 2 for images in sides.values()) else {}
 
 
 def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> Item:

@@ -126,14 +126,14 @@ def merged_requests(store: Store, name: str) -> Table:
 
 
 def keep_merged(store: Store, name: str, part: Path) -> None:
-    """Move a part of the staged requests to the merged requests."""
+    """Move a file from the table of staged requests to the table of merged requests."""
     folder = merged_requests(store, name).folder
     folder.mkdir(parents=True, exist_ok=True)
     os.replace(part, folder / part.name)
 
 
 def merge_requests(store: Store, name: str) -> None:
-    """Add the staged requests to requests.parquet, then move their parts to the merged requests."""
+    """Add the staged requests to requests.parquet, then move their files to the table of merged requests."""
     staged = stage_requests(store, name)
     parts = staged.parts()
     if parts:

@@ -15,7 +15,7 @@ from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
 from prefkit.store.folders import check_pairs, files_in, whole_folder
 from prefkit.store.latest import latest
-from prefkit.store.parquet import Shards
+from prefkit.store.parquet import Shards, feature_dtype
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
 
@@ -50,8 +50,9 @@ def write_pairs(store: Store, name: str) -> dict[str, int]:
             counts = _write(store, partial, base)
             if not counts:
                 raise UsageError(
-                    f"import --pairs: no verdict of {name} prefers one image, so no pair can be made. Name the "
-                    "winner's column (--as table: --map ...,winner=COLUMN), or omit --pairs."
+                    f"import --pairs: no verdict of {name} prefers one image, so no pair can be made. In a "
+                    "table, name the columns of the images (--map prompt=COLUMN,chosen=COLUMN,rejected=COLUMN) or of the "
+                    "verdict (winner=COLUMN). Otherwise, omit --pairs."
                 )
             _describe(name, counts, ties, partial)
             check_place(store, name)  # again, because writing takes long
@@ -69,9 +70,10 @@ def _describe(name: str, counts: dict[str, int], ties: int, partial: Path) -> No
     text = (
         f"Verdicts imported as {name}: the majority wins, `p` is its fraction of the votes, {ties} ties are left out. "
         "`jpg_0` and `jpg_1` are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser, "
-        "`caption` is the prompt."
+        "`caption` is the prompt. `load_dataset` decodes the images in the config `gallery`."
     )
-    card(partial, name, text, [(split, f"{split}/*.parquet") for split in counts])
+    features = {field.name: feature_dtype(field.type) for field in _schema()}
+    card(partial, name, text, [(split, f"{split}/*.parquet") for split in counts], features)
 
 
 def check_place(store: Store, name: str) -> None:

@@ -151,6 +151,8 @@ def _dataset(table: Any, name: str, split: str | None, folder: Path | None) -> I
     for column, feature in (table.features or {}).items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            table = table.cast_column(column, datasets.List(datasets.Image(decode=False)))
     for number, row in enumerate(table, 1):
         try:
             values = plain_row({nfc(column): value for column, value in row.items()})

@@ -12,7 +12,7 @@ from prefkit.types import Comparison, Score
 
 @dataclass(frozen=True)
 class Asked:
-    """The request that an item's images answer.
+    """The request for which an item's images were made.
 
     split: None to choose it by a hash of the prompt. request_id: None to use a hash of prompt and extra.
     """
@@ -27,8 +27,8 @@ class Asked:
 class Picture:
     """One candidate of an item: an image (encoded bytes or a file's path), or a payload with or without an image.
 
-    key: its name in the item's comparisons and scores. extra: stored with the candidate (such as the model's name).
-    seed: None if unknown. payload: stored with the candidate (such as a mesh, see prefkit/mesh/payload.py).
+    key: the picture's name in the item's comparisons and scores. seed: None if unknown. Stored with the candidate:
+    extra (such as the model's name) and payload (such as a mesh, see prefkit/mesh/payload.py).
     """
 
     key: str

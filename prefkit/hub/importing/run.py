@@ -19,7 +19,7 @@ from prefkit.hub.importing.image_check import Checked, check
 from prefkit.hub.importing.index import RunIndex, merge_requests
 from prefkit.hub.importing.readers import HUB, SUFFIXES
 from prefkit.hub.importing.records import Item
-from prefkit.hub.importing.sink import Progress, Sink, totals, trace
+from prefkit.hub.importing.sink import FLUSH_BYTES, ChangedImport, Progress, Sink, totals, trace
 from prefkit.hub.importing.walk import describe_skipped
 from prefkit.output import LINE_EVERY, message, note, warn
 from prefkit.paths import shown
@@ -28,6 +28,7 @@ from prefkit.store.files import NAME, checked
 
 THREADS = 4
 BATCH = 16
+GENERAL = "table"  # the layout of any table
 SHOWN = 5  # failed rows that are printed
 LONGEST = 580  # characters of a message
 
@@ -71,14 +72,19 @@ def run_import(
 
                 check_place(store, name)
             counts, progress = _import(store, plugin(options), source, name, settings, test_share, keep)
-            if pairs:
-                counts["pairs"] = write_pairs(store, name)
+            if pairs and counts["failed"] < counts["items"]:
+                try:
+                    counts["pairs"] = write_pairs(store, name)
+                except UsageError:
+                    progress.forget(store)
+                    raise
             failed = counts["failed"]
             progress.whole = failed <= max_failed * counts["items"]
             progress.save(settings)
     except UsageError as error:
         store.undo(before)
-        raise UsageError(message(str(error), LONGEST)) from error
+        kind = ChangedImport if isinstance(error, ChangedImport) else UsageError
+        raise kind(message(str(error), LONGEST)) from error
     if not progress.whole:
         raise TooManyFailures(
             f"import: done, but {failed} of {counts['items']} rows could not be used, more than --max-failed "
@@ -95,6 +101,10 @@ def sniff(source: str) -> str:
     if not path.exists():
         raise UsageError(f"import: {source} was not found. For a Hub dataset, choose the layout with --as: {names}.")
     fits = {n: why for n in registry.builtin("importer") if (why := registry.load("importer", n).sniff(path))}
+    if len(fits) > 1:  # a published layout says more than the names of columns, and a table more than loose images
+        fits.pop(GENERAL, None)
+    if not fits and path.suffix.lower() in SUFFIXES:
+        return GENERAL  # it asks for --map
     if not fits:
         raise UsageError(f"import: could not detect the layout of {source}; choose one with --as: {names}.")
     if len(fits) > 1:
@@ -121,6 +131,10 @@ def _import(
         merge_requests(store, name)
         progress.counts |= totals(store, name, progress.pictures)
         work.clear()
+    except UsageError:
+        progress.forget(store)
+        work.clear()
+        raise
     finally:
         index.close()
     if sink.repeated:
@@ -157,7 +171,7 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any
                 for n, item, use, (images, error) in zip(count(number), batch, wanted, checks):
                     old_trace = trace(old_trace, item, str(n) not in retried)
                     if n + 1 == done and old_trace != stored_trace:
-                        raise UsageError(
+                        raise ChangedImport(
                             f"import: the first {done} rows of {settings['source']} are not those that were imported "
                             f"as {progress.path.stem}. {other_name}"
                         )
@@ -181,7 +195,7 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any
             if (close := getattr(items, "close", None)) is not None:
                 close()
     if number < done:
-        raise UsageError(
+        raise ChangedImport(
             f"import: {settings['source']} has {number} rows now, but {done} were imported as {progress.path.stem}. "
             f"{other_name}"
         )
@@ -190,12 +204,16 @@ def _stream(items: Iterator[Item], sink: Sink, progress: Progress, settings: Any
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of at most `size` items. If reading fails, items read before the error are yielded first."""
+    """Yield lists of at most `size` items, or fewer with large images. Before an error, yields the items read so far."""
     while True:
         batch: list[Item] = []
+        weight = 0
         try:
             for item in islice(items, size):
                 batch.append(item)
+                weight += sum(len(picture.data or b"") for picture in item.pictures)
+                if weight >= FLUSH_BYTES:
+                    break
         except UsageError:
             if batch:
                 yield batch

@@ -29,6 +29,10 @@ STORED = ("candidates", "comparisons", "scores")
 COUNTS = ("items", "failed", "requests", *STORED, "known")
 
 
+class ChangedImport(UsageError):
+    """An earlier import holds the name, and its settings or rows differ."""
+
+
 @dataclass
 class Progress:
     """The state of an import, RUN/.imports/NAME.json: its first `done` items are stored, and `trace` is their hash."""
@@ -40,6 +44,7 @@ class Progress:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     pictures: int = 0  # images in the usable items, including those that the run already had
     whole: bool = False  # True after success: few enough failures, and pairs written if --pairs was given
+    began: bool = True  # True if this command has begun the import; not stored
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any], store: Store) -> Progress:
@@ -48,16 +53,17 @@ class Progress:
         Raises UsageError if NAME belongs to a successful import with other settings, or to one of another source.
         """
         if not path.exists():
-            return cls(path)
+            tables = (store.candidates(path.stem), store.comparisons(path.stem))
+            return cls(path, began=not any(table.parts() for table in tables))
         state = read_json(path)
         earlier = state.pop("what")
-        progress = cls(path, **{"whole": True} | state)  # files of earlier versions lack the key
+        progress = cls(path, **{"whole": True} | state, began=False)  # files of earlier versions lack the key
         if earlier == settings:
             progress.pictures = progress.pictures or progress.counts["candidates"] + progress.counts["known"]
             return progress
         if any(progress.counts[kind] for kind in STORED):
             if progress.whole or earlier["source"] != settings["source"]:
-                raise UsageError(
+                raise ChangedImport(
                     f"import: {path.stem} was imported from another source or with other options. {REMEDY}"
                 )
             note(f"The earlier import of this source as {path.stem} failed; its rows are replaced.")
@@ -66,8 +72,17 @@ class Progress:
         return cls(path)
 
     def save(self, settings: Mapping[str, Any]) -> None:
-        state = {k: v for k, v in asdict(self).items() if k != "path"}
+        state = {k: v for k, v in asdict(self).items() if k not in ("path", "began")}
         write_json(self.path, {"what": settings, **state})
+
+    def forget(self, store: Store) -> None:
+        """Remove everything that a failed import has stored, unless an earlier command has begun it."""
+        if self.began:
+            discard(store, self.path.stem)
+            self.path.unlink(missing_ok=True)
+            for kind in (*STORED, "pairs"):
+                with suppress(OSError):  # other commands have filled it
+                    (store.folder / kind).rmdir()
 
 
 def trace(before: str, item: Item, used: bool) -> str:
@@ -240,14 +255,14 @@ def totals(store: Store, name: str, pictures: int) -> dict[str, int]:
         "requests": _rows(merged_requests(store, name)) + _rows(stage_requests(store, name)),
         "candidates": candidates,
         "comparisons": _rows(store.comparisons(name)),
-        "scores": sum(map(_rows, _ratings(store, name))),
+        "scores": sum(map(_rows, ratings(store, name))),
         "known": max(0, pictures - candidates),
     }
 
 
 def discard(store: Store, name: str) -> None:
     """Remove the tables of a failed import, and its requests unless candidates of other generators answer them."""
-    for table in (store.candidates(name), store.comparisons(name), *_ratings(store, name)):
+    for table in (store.candidates(name), store.comparisons(name), *ratings(store, name)):
         _clear(table)
     merged = merged_requests(store, name)
     requests = set(merged.read(["request_id"]).column("request_id").to_pylist())
@@ -259,7 +274,7 @@ def discard(store: Store, name: str) -> None:
     _clear(stage_requests(store, name))
 
 
-def _ratings(store: Store, name: str) -> list[Table]:
+def ratings(store: Store, name: str) -> list[Table]:
     """Return the score tables that the import `name` wrote."""
     tables = [store.scores(alias) for alias in store.names("scores") if alias.startswith(f"{name}.")]
     return [table for table in tables if "imported" in (table.spec() or {})]

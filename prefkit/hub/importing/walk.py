@@ -47,7 +47,7 @@ def _walk(folder: Path, chain: set[str], leave_out: LeaveOut) -> Iterator[Path]:
 
 
 def leave_rest(source: Path, taken: Iterable[Path], work: Workplace) -> None:
-    """Count the files under `source` as left out, except those in `taken`, images and archives (rows may name them)."""
+    """Count files under `source` as left out, except `taken` and except images and archives, which rows may name."""
     if not source.is_dir():
         return
     read = {os.path.realpath(path) for path in taken}

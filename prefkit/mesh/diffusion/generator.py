@@ -46,9 +46,9 @@ def check(model: Model, settings: Generate) -> None:
 def open_generator(
     model: Model, settings: Generate, first: Callable[[Request, int], bool]
 ) -> Callable[[Sequence[Request], Sequence[int]], list[dict[str, Any]]]:
-    """Load the model; return a function (requests, seeds) -> one result per request (see generate.generators).
+    """Load the model; return a function that makes candidates, as generate.generators.open_generator does.
 
-    first: (request, seed) -> True if the seed is that of the request's candidate 0, which starts from zeros.
+    first: tells for (request, seed) whether the seed is that of the request's candidate 0, which starts from zeros.
     """
     net, scheduler = load_model(model.base, model.adapters, device_of(settings.device), dtype_of(settings.dtype))
     if settings.steps > (most := scheduler.config.num_train_timesteps):

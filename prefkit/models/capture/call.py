@@ -1,4 +1,4 @@
-"""Find a pipeline's wiring (how it connects denoiser, scheduler and VAE): run it and try maps on recorded numbers."""
+"""Find a pipeline's wiring (how it connects denoiser, scheduler and VAE) by trying conversions on recorded numbers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STEPS = 4  # PNDM needs four; fewer cannot distinguish sigma from 1 - sigma
 def capture(
     pipe: Any, *, height: int | None = None, width: int | None = None, call: Mapping[str, Any] | None = None
 ) -> Wiring:
-    """Run `pipe` on two prompts and return its wiring, whose maps reproduce the recorded numbers.
+    """Run `pipe` on two prompts and return its wiring, the conversions (capture/maps.py) that reproduce the recording.
 
     Call this before torch.compile, DDP or adapters are applied. call: further arguments for the pipeline's call, e.g.
-    the guidance. Raises CaptureError if no known map, or several different ones, reproduce the numbers.
+    the guidance. Raises CaptureError if no conversion, or several different ones, reproduce the numbers.
     """
     denoiser = denoiser_name(pipe)
     if getattr(pipe, "vae", None) is None:
@@ -80,7 +80,7 @@ def _only(pipe: Any, question: str, fits: list[Any]) -> Any:
 
 
 def _fits(recorded: Any, attempt: Callable[..., Any], *arguments: Any) -> bool:
-    """True if the map `attempt`, applied to `arguments`, reproduces the recorded numbers."""
+    """True if the conversion `attempt`, applied to `arguments`, reproduces the recorded numbers."""
     try:
         result = attempt(*arguments)
     except (RuntimeError, IndexError, AttributeError, TypeError, ValueError):

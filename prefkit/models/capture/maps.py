@@ -1,4 +1,4 @@
-"""Named maps that a capture tries on recorded numbers. To support a new kind of pipeline, add a map here."""
+"""Named maps (conversions) that a capture tries on recorded numbers. For a new kind of pipeline, add one here."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _only_frame(x: Tensor) -> Tensor:
 
 
 def _first(out: Tensor, x: Tensor, dims: int) -> Tensor:
-    """Return the output's channels or tokens that belong to x_t. Raises ValueError if there are no others."""
+    """Return the output's channels or tokens that belong to x_t. Raises ValueError if all of them do."""
     if out.ndim != dims or out.shape[1] <= x.shape[1]:
         raise ValueError(f"{tuple(out.shape)} holds nothing beyond {tuple(x.shape)}")
     return out[:, : x.shape[1]]
@@ -144,7 +144,7 @@ def stacked(out: Any) -> Tensor:
 def same(a: Any, b: Any, tolerance: float) -> bool:
     """True if two tensors, or lists of tensors, have equal shapes and close values.
 
-    The tolerance is relative to each element's size in b, plus 0.1 times the largest, so that an offset is found.
+    Elements may differ by `tolerance` times (the element's size in b + 0.1 times the largest), so an offset is found.
     """
     if isinstance(a, list) or isinstance(b, list):
         both = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)

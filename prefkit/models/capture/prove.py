@@ -127,7 +127,7 @@ def _exposes_x0(prediction: str, sigma: float, x_t: Tensor, step: Step) -> bool:
 def _first_order(
     pipe: Any, prediction: str, sigma: float, x_t: Tensor, step: Step, following: Step | None, exploding: bool
 ) -> bool:
-    """True if the step returned a x0 + b noise with the (a, b) that the module docstring gives."""
+    """True if the step returned a * x0 + b * noise, with a and b as in the module docstring."""
     limit = _limit(x_t)
     basis = torch.stack([tensor.cpu().double().flatten() for tensor in (x_t, step.model_output)], dim=1)
     after = step.after.cpu().double().flatten()

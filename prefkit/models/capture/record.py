@@ -99,8 +99,8 @@ def run_pipeline(pipe: Any, call: Mapping[str, Any]) -> Any:
 def record_run(pipe: Any, denoiser: str, call: Mapping[str, Any]) -> Record:
     """Run `pipe(**call)` and record every step. The pipeline is left unchanged.
 
-    If the denoiser's output is all zeros (an untrained network), it is replaced by noise, because with zeros
-    all conversions in capture/maps.py give the same result. Raises CaptureError unless each scheduler step follows exactly one denoiser call.
+    If the denoiser's output is all zeros (an untrained network), it is replaced by noise: for zeros, all conversions
+    in capture/maps.py agree. Raises CaptureError unless each scheduler step follows exactly one denoiser call.
     """
     recorder = _Recorder(pipe, denoiser)
     hook = getattr(pipe, denoiser).register_forward_hook(recorder.after_forward, with_kwargs=True)

@@ -107,7 +107,7 @@ def _linear_endings(net: Any) -> list[str]:
 
 
 def _check_targets(net: Any, targets: Sequence[str], endings: Sequence[str], every: bool) -> None:
-    """Raise UsageError if no target matches a module. every: also raise it if only some targets match none."""
+    """Raise UsageError if no target matches a module. every: raise it also if any single target matches no module."""
     paths = [f".{path}" for path, _ in net.named_modules() if path]
     unused = [target for target in targets if not any(path.endswith(f".{target}") for path in paths)]
     if unused and (every or len(unused) == len(targets)):

@@ -109,8 +109,8 @@ def _converted(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str
 def with_unit_strength(layers: Mapping[str, tuple[Any, Any, float]]) -> dict[str, tuple[Any, Any]]:
     """Multiply each layer's strength into its factors, and pad all factors to the same rank.
 
-    layers: name -> (down, up, strength). Returns name -> (down, up). This is necessary because diffusers (0.42.1)
-    misreads a file without configuration if ranks or alphas differ between its layers.
+    layers: name -> (down, up, strength). Returns name -> (down, up). Needed because diffusers (0.42.1) misreads a
+    file without configuration if ranks or alphas differ between its layers.
     """
     from torch.nn.functional import pad
 

@@ -13,7 +13,7 @@ class BertScore:
     """BERTScore on the encoder's hidden state number `layer`: 0 is the embeddings, None the last state.
 
     The published package uses layer 40 of microsoft/deberta-xlarge-mnli and layer 17 of roberta-large. For RoBERTa and
-    GPT-2, it puts a space before each text with transformers 4 only; this class never does.
+    GPT-2 with transformers 4, the published package puts a space before each text; this class never does.
     """
 
     def __init__(self, model: str, layer: int | None, longest: int = 512) -> None:

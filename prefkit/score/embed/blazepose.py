@@ -66,7 +66,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 class Network:
-    """A .tflite network on one CPU thread. `output` selects an output by its shape; no two have the same size."""
+    """A .tflite network on one CPU thread. `output` selects an output by its shape; all outputs differ in size."""
 
     def __init__(self, path: Path, side: int) -> None:
         """Load a network with an input of `side` x `side` px. Raises UsageError for any other file."""

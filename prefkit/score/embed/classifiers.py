@@ -134,7 +134,7 @@ def _source(name: str, library: str) -> str:
 
 
 def _published(name: str, path: Path) -> Any:
-    """Return the entry for a file in torchvision's weights enum: by its SHA-256, else by its name, else the default.
+    """Return a weight file's entry in torchvision's weights enum, by SHA-256, else by name, else the default entry.
 
     The entry determines the transform. torchvision's file names end in the first 8 digits of the SHA-256.
     """

@@ -122,7 +122,7 @@ def unloadable(name: str, error: Exception) -> UsageError:
 
 
 def _scaling(model: Any) -> tuple[float, float]:
-    """Return exp(logit_scale) and logit_bias of weights that are not cast yet: bfloat16 would change 100 to 98.9."""
+    """Return exp(logit_scale) and logit_bias before the weights are cast: bfloat16 would turn 100 into 98.9."""
     bias = getattr(model, "logit_bias", None)
     return float(model.logit_scale.detach().double().exp()), 0.0 if bias is None else float(bias.detach())
 

@@ -47,7 +47,7 @@ class Vbpr:
         return net
 
     def visual(self, users: Tensor, features: Tensor) -> Tensor:
-        """Return theta_u . (E f) + beta' . f [B], the score of a new item, for user b and features b."""
+        """Return theta_u . (E f) + beta' . f [B]: the score of user b for a new item with the features in row b."""
         return (self.theta_user[users] * (features @ self.projection)).sum(-1) + features @ self.visual_bias
 
     def known(self, users: Tensor, items: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def file_revision(source: str, name: str) -> str:
 
 
 def verified_as(known: Mapping[str, Sequence[str]], files: Iterable[Path]) -> str:
-    """Return the claim in `known` for exactly these weight files, else "". known: {claim: SHA-256 of each file}."""
+    """Return the claim of prefkit/verified.py if `known` lists exactly these files, else "". known: {name: hashes}."""
     from prefkit.models.load.revision import file_hash
 
     found = {file_hash(path) for path in files}

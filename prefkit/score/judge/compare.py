@@ -119,7 +119,9 @@ def check_verdicts(verdicts: Any, pairs: Sequence[tuple[str, str]], judge: str) 
     if len(rows) != len(pairs):
         raise PluginError(f"judge {judge} gave {len(rows)} verdicts for {len(pairs)} pairs.")
     if [(row.id_a, row.id_b, row.order) for row in rows] != [(a, b, "both") for a, b in pairs]:
-        raise PluginError(f"judge {judge}: `rows` must name the pairs in the order asked, with order 'both'.")
+        raise PluginError(
+            f"judge {judge}: `rows` must list the pairs in the sequence given, with the field `order` set to 'both'."
+        )
     asked = set(pairs)
     for row in (*rows, *shown):
         known = row.outcome in (*SWAPPED, None) and row.order in ("ab", "ba", "both") and (row.id_a, row.id_b) in asked

@@ -37,7 +37,7 @@ class Answers:
     (HTTP 400, 413, 414, 415, 422): it is not asked again. Questions with other errors are asked again in the next run.
 
     Rows are written in batches, since a transaction per answer would be slow. `get` also returns rows that are not
-    written yet. A killed process loses the rows since the last `flush`, which runs at least once per call.
+    written yet. A killed process loses the rows since the last `flush`; Client.map flushes at its end.
     """
 
     def __init__(self, path: Path) -> None:

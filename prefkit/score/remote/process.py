@@ -113,7 +113,7 @@ class ProcessScorer(RemoteScorer):
             return decode_answer(answer, len(batch), self.command[0])
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and return its answer. Otherwise stop the process and raise RuntimeError or TimeoutError."""
+        """Send a request and return the answer. On failure, stop the process; raise RuntimeError or TimeoutError."""
         number, limit = message["request"], self.options.timeout
         expected = f'a line {{"request": {number}, "scores": [...]}} with {len(message["items"])} scores'
         slow = f"scorer {self.address} has not answered yet. prefkit expects {expected}, and waits up to {limit:g} s (timeout)."
@@ -170,7 +170,7 @@ class ProcessScorer(RemoteScorer):
             watchdog.cancel()
 
     def _receive(self, timeout: float) -> Any:
-        """Return the process's next line, parsed. Otherwise stop it and raise RuntimeError or TimeoutError."""
+        """Return the process's next line, parsed. If that fails, stop it and raise RuntimeError or TimeoutError."""
         error: Exception
         try:
             line = self.lines.get(timeout=timeout)

@@ -76,7 +76,7 @@ class RemoteScorer:
 
     @property
     def requires(self) -> frozenset[str]:
-        """Names in the hello's `requires`, with payload for `arrays`, which are made from the payload."""
+        """Names in the hello's `requires`, with `payload` in place of `arrays`, which are made from the payload."""
         asked = self.hello.requires
         return asked - {"arrays"} | {"payload"} if "arrays" in asked else asked
 
@@ -172,7 +172,7 @@ def _finite(values: Any) -> Any:
 
 
 def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:
-    """Parse an item; `paths` allows "path". Raises ValueError, KeyError, TypeError or AttributeError."""
+    """Parse an item. paths: True allows the key "path". Raises ValueError, KeyError, TypeError or AttributeError."""
     image, payload, extra = item.get("image"), item.get("payload"), item.get("extra") or {}
     if not isinstance(extra, Mapping):
         raise ValueError("extra is not an object")

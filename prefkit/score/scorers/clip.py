@@ -1,7 +1,7 @@
 """Agreement of image and prompt according to any CLIP model: the cosine, or a published scaling of the cosine.
 
 `library: open_clip` uses open_clip's own transform, whose centre crop rounds half pixels, as OpenAI's does.
-`library: transformers` uses the model's own processor, which floors them. Images are converted to RGB first.
+`library: transformers` uses the model's own processor, whose crop floors them. Images are converted to RGB first.
 """
 
 from __future__ import annotations

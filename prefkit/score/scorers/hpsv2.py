@@ -3,9 +3,9 @@
     value = cos(image, prompt)
 
 Values are mostly between 0.14 and 0.34; the published tables multiply them by 100. The longest side is resized to 224
-with Pillow, and the rest is padded with black, so nothing is cropped. The original code resizes a tensor; because
-torchvision antialiases tensors only since version 0.17, its values depend on that version. It fails on images that are
-not RGB; prefkit converts them first.
+with Pillow, and the rest is padded with black, so nothing is cropped. The original code resizes a tensor, which
+torchvision antialiases only since version 0.17, so its values depend on the version of torchvision. The original code
+fails on images that are not RGB; prefkit converts them first.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def _fashion_scale() -> Scale:
 
 
 def _mean(names: Sequence[str], scores: Sequence[Score]) -> Score:
-    """Return the mean over aspects. It fails if an aspect failed, since a mean of the rest would not be comparable."""
+    """Return the mean over aspects; failed if an aspect failed, because a mean of the rest would not be comparable."""
     values = {name: score.value for name, score in zip(names, scores) if score.value is not None}
     extra = {f"{k} {name}": v for name, score in zip(names, scores) for k, v in (score.aspects or {}).items()}
     texts = [score.text for score in scores if score.text is not None]

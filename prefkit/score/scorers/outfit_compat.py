@@ -5,7 +5,7 @@
 f is the image's embedding, u the mean of the other items' embeddings (FashionDPO, arXiv 2504.12900, section 4.2). The
 sigmoid of the difference of two values is the probability that the first image fits better than the second. Values are
 comparable only within a category, because `prefkit fit outfit_compat` uses negatives of the same category. A request's
-`outfit` is a list of images: paths, ids of inputs, or mappings with `image`. The score fails if it cannot be read.
+`outfit` is a list of images: paths, ids of inputs, or mappings with `image`. The score fails if any is unreadable.
 
 Five defects of the published code, and the fixes:
 1. its encoder ends in a random layer, which differs between training and scoring. Fix: the encoder's revision is stored

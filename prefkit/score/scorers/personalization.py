@@ -130,7 +130,7 @@ class Personalization:
         return Score(self.options.scale * float(image @ taste))
 
     def _taste(self, user: str, category: str | None, truth: str | None) -> Tensor | None:
-        """Return the mean of the user's items as a unit vector [D], None without a history. It is cached."""
+        """Return the mean of the user's items as a unit vector [D], cached; None without a history."""
         key = (user, category, truth)
         if key not in self.tastes:
             rows = self.users.get(user, [])

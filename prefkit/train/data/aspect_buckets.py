@@ -52,9 +52,9 @@ def assign_buckets(pairs: list[PairRow], source: PairSource, store: Store, resol
 
 
 def bucket(aspect: float, resolution: int) -> tuple[int, int]:
-    """Return a bucket's (height, width): about resolution^2 pixels, in multiples of 64 px (16 to 48 below 512).
+    """Return a bucket's (height, width), about resolution^2 pixels. aspect: width / height.
 
-    aspect: width / height.
+    Both sides are multiples of 64 px or, if the resolution is below 512, of 16, 32 or 48 px.
     """
     step = min(64, max(16, resolution // 8 // 16 * 16))
     height, width = resolution / math.sqrt(aspect), resolution * math.sqrt(aspect)
@@ -81,7 +81,7 @@ def crop_box(image: PairImage) -> tuple[float, float, float, float]:
 
 
 def _visible(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float]:
-    """Return (width, height) of the part that remains after fitting, in fractions. size, target: (height, width)."""
+    """Return the fractions of (width, height) that remain after fitting. size, target: (height, width)."""
     ratio = (size[1] / size[0]) / (target[1] / target[0])  # above 1 if the image is wider than the target
     return min(1.0, 1 / ratio), min(1.0, ratio)
 

@@ -259,7 +259,7 @@ def fill_latents(
 def _sources(
     missing: Mapping[str, tuple[int, PairImage]], source: PairSource, store: Store, generators: Sequence[str]
 ) -> Iterator[tuple[str, Candidate]]:
-    """Yield (key, candidate with its image); the caller must remove the key from `missing` before it continues."""
+    """Yield (key, candidate with its image). After each, the caller must remove the key from `missing`."""
     if generators:
         yield from _candidates(missing, store, generators)
     if missing:
@@ -283,7 +283,7 @@ def _candidates(
 
 
 def _encode(cache: Cache, images: list[tuple[int, PairImage, Candidate]], family: Any, source: PairSource) -> None:
-    """Encode (row, image, candidate) entries; cache latents as a part, with sizes as notes ([0, 0] without pixels)."""
+    """Encode (row, image, candidate) entries; cache their latents and sizes ([0, 0] without pixels)."""
     latents: dict[str, Tree] = {}
     notes: dict[str, list[int]] = {}
     for start in range(0, len(images), ENCODE_ROWS):

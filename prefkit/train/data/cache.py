@@ -51,7 +51,7 @@ class Cache:
         return sorted(path.name for path in self._open)
 
     def expect(self, names: Collection[str]) -> None:
-        """Load these parts, which other processes wrote; wait until they are visible on a network file system."""
+        """Also use these parts, files that other processes wrote; wait until a network file system shows them."""
         deadline = time.monotonic() + VISIBLE
         missing = {self.folder / name for name in names} - self._open.keys()
         while missing and time.monotonic() < deadline:
@@ -63,14 +63,14 @@ class Cache:
                 time.sleep(0.5)
 
     def keep(self, names: Collection[str]) -> None:
-        """Stop using all parts except these."""
+        """Stop using all parts (files of the cache) except these."""
         self._kept.clear()
         for path in [path for path in self._open if path.name not in names]:
             del self._open[path]
             self._part = {key: part for key, part in self._part.items() if part != path}
 
     def _load(self, paths: Iterable[Path]) -> None:
-        """Open parts. A damaged part is renamed, and its entries are computed again."""
+        """Open these files (parts of the cache). A damaged one is renamed, so that its entries are computed again."""
         for path in sorted(set(paths) - self._open.keys()):
             try:
                 handle = safetensors.safe_open(path, "pt")
@@ -89,7 +89,7 @@ class Cache:
         return len(self._part)
 
     def append(self, items: Mapping[str, Tree], notes: Mapping[str, Any] | None = None) -> None:
-        """Write one part with `items` (key -> tree) and `notes` (key -> JSON value)."""
+        """Write one part (file) with the entries `items`, {key: tree}, and the `notes` on them, {key: JSON value}."""
         if not items:
             return
         blobs = {
@@ -110,14 +110,14 @@ class Cache:
 
 
 def part_path(folder: Path) -> Path:
-    """Return the path of a new part, which sorts after all existing ones by name."""
+    """Return the path of a new part (file of a cache), whose name sorts after those of all existing parts."""
     return folder / f"part-{time.time_ns()}-{unique()}.safetensors"
 
 
 def check_cache(folder: Path) -> None:
-    """Rename every part in `folder` that does not match its checksum, so that its entries are computed again.
+    """Rename every file of a cache that does not match its checksum, so that its entries are computed again.
 
-    One process must call this before any process opens the cache, so that all processes see the same parts.
+    One process must call this before any process opens the cache, so that all processes see the same files.
     """
     for path in sorted(folder.glob("part-*.safetensors")):
         try:

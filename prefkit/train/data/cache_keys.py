@@ -37,7 +37,7 @@ def latents_key(common: Any) -> str:
 
 
 def conditions_key(common: Any, inputs: Any, call: Mapping[str, Any], wiring: Wiring | None) -> str:
-    """Return the key of conditions. wiring: None before the capture; nothing is cached under such a key."""
+    """Return the key of conditions. wiring: None if not recorded yet; nothing is cached under the resulting key."""
     off = GUIDANCE if wiring is None else wiring.no_guidance
     arguments = {name: value for name, value in call.items() if name not in off}
     versions = [_minor("diffusers"), _minor("transformers")]

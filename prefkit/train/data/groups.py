@@ -42,7 +42,7 @@ def singles(pairs: Sequence[PairRow]) -> list[Group]:
 def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
     """Return ranked lists of images: one for each set of a request's images that pairs connect, ranked by score gaps.
 
-    If several images have equal values, only the first is used. Raises UsageError for missing or contradictory gaps.
+    Of several images with the same rank, only the first is used. Raises UsageError for missing or contradictory gaps.
     """
     requests: dict[tuple[str | None, str], list[PairRow]] = {}
     for pair in pairs:

@@ -7,38 +7,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import UsageError
+from prefkit.config import Train, plain
 from prefkit.output import warn
 from prefkit.store.files import dump_line, read_lines, write_atomic
+from prefkit.train.monitor.boards import flat, open_board
 
 SMOOTHING = 0.95
 PATIENCE = 50
-BOARDS = ("none", "tensorboard")
 
 
 class Log:
     """Writes metrics.jsonl. Opening the file at `step` drops the lines of later steps (at step 0, all lines)."""
 
-    def __init__(self, path: Path, step: int, report_to: str) -> None:
+    def __init__(self, path: Path, step: int, config: Train) -> None:
         kept = [row for row in read_lines(path) if row.get("step", step + 1) <= step] if step else []
         write_atomic(path, "".join(map(dump_line, kept)))
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self.board = _board(path.parent / "tensorboard", step, report_to)
+        self.board = open_board(config.report_to, path.parent, step, plain(config))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        self._write(step, finite(values), values)
+        self._write(step, finite(values), flat(values))
 
     def write_validation(self, step: int, report: Mapping[str, Any]) -> None:
         margins = zip(report["bins"], report["margin"], strict=True)
         scalars = {f"validation/margin_t_{name}": margin for name, margin in margins}
-        self._write(step, {"validation": finite(report)}, scalars)
+        self._write(step, {"validation": finite(report)}, flat(scalars))
+
+    def image(self, step: int, path: Path) -> None:
+        """Send a picture of samples to the tracker, if there is one."""
+        if self.board is not None and path.exists():
+            self.board.image(step, path)
 
     def _write(self, step: int, line: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
         self.file.write(dump_line({"step": step, **line}))
         self.file.flush()
-        for name, value in scalars.items() if self.board is not None else ():
-            if isinstance(value, float) and math.isfinite(value):
-                self.board.add_scalar(name, value, step)
+        if self.board is not None and scalars:
+            self.board.scalars(step, scalars)
 
     def close(self) -> None:
         self.file.close()
@@ -49,16 +53,6 @@ class Log:
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values with None for NaN and infinity, which JSON cannot represent."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-
-
-def _board(folder: Path, step: int, report_to: str) -> Any:
-    if report_to == "none":
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError("train.report_to: tensorboard is not installed. Run `pip install tensorboard`.") from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 class WinnerRegressionWarning:

@@ -72,7 +72,8 @@ class SampleEvaluation:
         return weights_path(self.folder, BEST_SAMPLES, self.best_step)
 
     def due(self, step: int) -> bool:
-        return step == self.config.steps or step % self.config.watch_every == 0
+        every = self.config.watch_every if self.config.watch else self.config.sample_every
+        return step == self.config.steps or step % every == 0
 
     def observe(self, metrics: Mapping[str, float], objective: Any) -> None:
         """Add a step's implicit accuracy to the next evaluation. metrics: the same in all processes."""
@@ -89,14 +90,16 @@ class SampleEvaluation:
                 self.folder.name, loop.processes.device, "in the sample evaluation", FIT
             ):
                 report = self._report(loop)
-            report |= {"implicit_accuracy": accuracy}
-            report["alarm"] = self._alarm(loop, report, accuracy)
-            log.write(loop.step, {"watch": report})
+            if self.config.watch:
+                report |= {"implicit_accuracy": accuracy}
+                report["alarm"] = self._alarm(loop, report, accuracy)
+                log.write(loop.step, {"watch": report})
+            log.image(loop.step, self.folder / "watch" / f"step-{loop.step:06d}.png")
             if loop.step == 0:
                 output.note(
                     f"train {self.folder.name}: evaluating {len(self.requests)} requests, {SEEDS} images each, took "
-                    f"{output.duration(time.monotonic() - begun)}; this is repeated every {self.config.watch_every} "
-                    "steps."
+                    f"{output.duration(time.monotonic() - begun)}; this is repeated every "
+                    f"{self.config.watch_every if self.config.watch else self.config.sample_every} steps."
                 )
         # all processes may have to load the weights of best_step
         self.stopped, self.best_step = loop.processes.group.broadcast([self.stopped, self.best_step])
@@ -127,7 +130,7 @@ class SampleEvaluation:
         return report
 
     def _sampler(self, loop: Any) -> Callable[[Sequence[Request], Sequence[int]], list[Sampled]]:
-        """Return a function (requests, seeds) -> samples of the current policy."""
+        """Return a function that takes requests and seeds, and returns samples of the current policy."""
         model, net = self.plan.recipe.model, loop.policy.net
         pipe = load_pipeline(
             **model_arguments(replace(model, adapters={}, quantize=None)),  # the policy's network replaces the denoiser
@@ -196,11 +199,18 @@ class SampleEvaluation:
 def sample_evaluation(
     plan: Any, config: Train, data: PairData, training: Sequence[PairRow], held: Sequence[PairRow], folder: Path
 ) -> SampleEvaluation | None:
-    """Return the evaluation of samples by the scorers in train.watch, or None if there are none. Raises UsageError."""
-    if not config.watch:
+    """Return the evaluation of samples by the scorers in train.watch, or without scorers if only sample_every is set.
+
+    Returns None if neither is set. Raises UsageError.
+    """
+    if not config.watch and not config.sample_every:
         return None
     where = f"train.{folder.name}.watch"
     requests = not_trained_on(plan.store.requests(), data, training, held)[: config.watch_requests]
+    if not requests and not config.watch:  # pictures of training prompts are better than none
+        requests = list({(r := data.request(pair)).request_id: r for pair in training}.values())[
+            : config.watch_requests
+        ]
     if not requests:
         raise UsageError(
             f"{where}: every request is trained on. Hold out pairs (train.NAME.validation above 0), or add requests "
@@ -230,5 +240,6 @@ def not_trained_on(
 
 
 def _settings(generators: Mapping[str, Generate]) -> Generate:
-    """Return the recipe's first diffusers generator that uses the recipe's model."""
-    return next(settings for settings in generators.values() if settings.use == "diffusers" and settings.model is None)
+    """Return the recipe's first diffusers generator that uses the recipe's model; without one, the default settings."""
+    fits = (settings for settings in generators.values() if settings.use == "diffusers" and settings.model is None)
+    return next(fits, Generate())

@@ -39,7 +39,7 @@ class SampleSpec:
 
 
 def candidate_of(settings: Mapping[str, Any], spec: SampleSpec, sampled: Sampled, latents: bool) -> Candidate:
-    """Return a sample as a candidate, failed if not finite. latents: store the sample's latents as the payload."""
+    """Return a sample as a candidate; it is failed if not finite. latents: store the latents as the payload."""
     request, index, seed = spec.request, spec.index, spec.seed
     id = candidate_id(dict(settings), request, index, seed)
     candidate = Candidate(id, request.request_id, index, seed, prompt=request.prompt, extra=request.extra)
@@ -117,7 +117,7 @@ class SampleMonitor:
             warn(f"{where}: {broken} of {len(images)} images are not finite and count as failed.")
 
     def gain(self, report: Mapping[str, Any], aliases: Sequence[str]) -> float:
-        """Return the mean of (now - first) / first std of these scores: above 0 if they improved, 0 without scores."""
+        """Return the mean of (now - first) / (first std) over these scores: above 0 is better, 0 without scores."""
         signs = self.scorer_set.signs()
         gains = [
             signs[alias] * (report[alias]["mean"] - mean) / (std or 1.0)

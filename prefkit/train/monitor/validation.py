@@ -71,7 +71,7 @@ class Validation:
     """Measures the margins of held-out pairs at one fixed draw per pair and time bin.
 
     reference: errors of the initial model, measured once. scale: factor of the margins: beta / 2 for objectives with a
-    beta, which makes the margin the objective's z, else 1.
+    beta (the margin is then the z of their loss), else 1.
     """
 
     family: Any

@@ -32,7 +32,7 @@ class D3POOptions:
 
 
 class D3PO:
-    """D3PO loss [G] for steps of winner and loser at one time; log 2 where policy = reference, which is frozen."""
+    """D3PO loss [G] for steps of winner and loser at one time; log 2 where policy = reference (which is frozen)."""
 
     Options = D3POOptions
     shape = "step_pair"

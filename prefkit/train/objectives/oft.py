@@ -36,7 +36,7 @@ class OFTOptions:
 
 
 class OFT:
-    """OFT loss [G] for steps of winner and loser at one time; log 2 where policy = reference, which is frozen."""
+    """OFT loss [G] for steps of winner and loser at one time; log 2 where policy = reference (which is frozen)."""
 
     Options = OFTOptions
     shape = "step_pair"

@@ -41,7 +41,7 @@ Waiting = list[tuple[list[list[Candidate]], Future[Any]]]  # groups of candidate
 
 
 class OnlineTrainer(TrainingLoop):
-    """Online trainer. spec: sampling settings, part of the candidate ids; export: writes the policy to a folder."""
+    """Online trainer. spec: sampling settings, hashed into the candidate ids. export: writes the policy to a folder."""
 
     unit, shown = "round", ("reward", "queries")
 
@@ -224,6 +224,7 @@ class OnlineTrainer(TrainingLoop):
                 if self.step and self.monitor.improved(report):
                     self.export(self.folder / "best")
             log.write(self.step, {"watch": report})
+            log.image(self.step, self.folder / "watch" / f"round-{self.step:04d}.png")
             if self.stop_rule.update(report["gain"], report["reward_gain"]):
                 self.stopped = f"the watched scores have fallen by {-report['gain']:.2f} std while the reward rose"
         self.stopped = self.processes.group.broadcast(self.stopped)

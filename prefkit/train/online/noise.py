@@ -33,7 +33,7 @@ SMALLEST_STD = 1e-6  # a step with a smaller std counts as deterministic, withou
 class Times:
     """Start (now) and end (then) of a batch of steps, each [B] float32: alpha-bar for ddim, sigma for flow models.
 
-    before_one: the sigma that replaces t = 1 in 1 - t.
+    before_one: the sigma that replaces t in 1 - t where t = 1, because 1 - t would be 0.
     """
 
     now: Tensor

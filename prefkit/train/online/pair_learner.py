@@ -28,7 +28,7 @@ REWARD = "reward"
 
 
 def pair_settings(recipe: Recipe, online: Online, where: str) -> Pair:
-    """Return the `pair` entry that online.pair names, with the rewards' weights if it has none. Raises UsageError."""
+    """Return the `pair` entry that online.pair names, with the rewards' weights by default. Raises UsageError."""
     if online.pair is not None and online.pair not in recipe.pair:
         raise UsageError(
             f"{where}.pair: {online.pair!r} is not in the recipe; `pair:` has {', '.join(recipe.pair) or 'none'}."

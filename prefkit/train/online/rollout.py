@@ -138,9 +138,10 @@ class Rollout:
     def transition(
         self, net: Any, chains: Chains, rows: Sequence[int], steps: Tensor, keep_mean: bool
     ) -> tuple[Step, Step]:
-        """Return (steps under `net`, steps as sampled): step steps[i] of sample rows[i], with one condition signature.
+        """Return two Steps, computed with `net` and as recorded in sampling. Row i is step steps[i] of sample rows[i].
 
-        keep_mean: the steps as sampled have the means of the sampling policy; otherwise, they have the means of `net`.
+        All samples must have the same condition signature. keep_mean: the recorded Step has the sampling policy's means;
+        otherwise, it has those of `net`.
         """
         device, rows = self.device, list(rows)
         before, after = chains.states[rows, steps].to(device), chains.states[rows, steps + 1].to(device)
@@ -284,7 +285,7 @@ def row(rules: Mapping[str, int | str], tree: Tree, i: int, path: str = "") -> T
 
 
 def step_times(scheduler: Any, prediction: str, timestep: Any, number: int) -> tuple[float, float, Tensor, float]:
-    """Return (start, end, schedule time [], the sigma that replaces t = 1 in 1 - t) of step `number`; see Times."""
+    """Return (start, end, schedule time [], before_one) of step `number`; see noise.Times."""
     if prediction == "flow":
         sigmas = scheduler.sigmas
         return float(sigmas[number]), float(sigmas[number + 1]), sigmas[number].detach().cpu().float(), float(sigmas[1])

@@ -38,7 +38,7 @@ from prefkit.train.trainer import Trainer
 from prefkit.types import Request
 
 REMEDY = (
-    "Train under another name, undo the change in the recipe, or remove this folder. `rounds` may be increased. If "
+    "Train under another name, or undo the change in the recipe. `rounds` may be increased. If "
     "`scheme` differs, the run was begun with a version of prefkit that draws noise or captures pipelines differently."
 )
 Requests = tuple[list[Request], list[Request]]  # (trained on, watched)
@@ -133,13 +133,15 @@ def _generator(recipe: Recipe, online: Online) -> Generate:
 def _loader_and_fingerprint(
     store: Store, recipe: Recipe, name: str, requests: list[Request], scorer_set: ScorerSet
 ) -> tuple[ModelLoader, dict[str, Any]]:
-    """Return the model loader and the fingerprint (at a constant learning rate, without the number of rounds)."""
+    """Return the model loader and the fingerprint, without the number of rounds if the learning rate is constant."""
     config = recipe.train[name]
     online = config.online or Online()
     settings = _generator(recipe, online)
     loader = ModelLoader(store, replace(recipe, generate={"policy": settings}), config, store.train(name))
     key = {
-        "train": {k: v for k, v in content(config).items() if k not in ("pairs", "steps", "validation", "online")},
+        "train": precision.stored(
+            {k: v for k, v in content(config).items() if k not in ("pairs", "steps", "validation", "online")}
+        ),
         "online": {k: v for k, v in content(online).items() if k != "rounds" or config.schedule != "constant"},
         "generator": content(settings),
         "model": loader.revision,

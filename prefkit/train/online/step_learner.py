@@ -110,7 +110,7 @@ class StepLearner:
     def _micro_batches(
         self, round_: Round, chunk: Sequence[Unit], epoch: int
     ) -> Iterator[tuple[list[Unit], Tensor, Tensor]]:
-        """Yield micro-batches of one condition signature as (units, a step per unit, 1 / number of steps per unit)."""
+        """Yield micro-batches of one condition signature: (units, a step of each, 1 / number of steps of each)."""
         rows = round_.rows  # empty if there are more processes than groups
         buckets: dict[str, list[Unit]] = {}
         for unit in chunk:

@@ -38,6 +38,7 @@ TRAIN = {
     "optimizer": ("adafactor", RESULT),
     "optimizer_options": ({"eps": 1e-6}, RESULT),
     "max_grad_norm": (0.5, RESULT),
+    "ema": (0.9, RESULT),
     "precision": ("bf16", ALL),
     "time_sampling": ("uniform", RESULT),
     "guidance": (5.0, RESULT),  # conditions too where the network takes it in: below
@@ -51,6 +52,7 @@ TRAIN = {
     "watch": (["size"], RESULT),
     "watch_requests": (3, RESULT),
     "watch_every": (7, NOTHING),
+    "sample_every": (7, NOTHING),
     "stop_drop": (0.7, RESULT),
     "controls": (True, NOTHING),
     "cache_reference": (True, NOTHING),
