@@ -24,7 +24,8 @@ def components(source: str, revision: str | None) -> dict[str, list[str]]:
     from diffusers import DiffusionPipeline
 
     index: Any = DiffusionPipeline.load_config(source, revision=revision)
-    return {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+    parts = {name: entry for name, entry in index.items() if not name.startswith("_")}  # _class_name may be a list
+    return {name: entry for name, entry in parts.items() if isinstance(entry, list) and entry[0] is not None}
 
 
 def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.dtype, device: str) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
         return None
     variants: dict[str, set[str]] = {}  # for components without plain weights
     for name, entry in _index(folder).items():
-        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)):
+        pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)
+        if name.startswith("_") or not pair:  # the _class_name of a custom pipeline is a pair too
             continue
         if not (folder / name).is_dir():
             raise UsageError(f"{source} is incomplete: its folder {name}, listed in {INDEX}, is missing. {COPY_AGAIN}")
