@@ -64,9 +64,13 @@ def _named(row: Mapping[str, Any]) -> str:
 
 def measure_pfitb(rows: Rows) -> dict[str, tuple[float, float, float]]:
     """Sampler -> expected shares of requests (obeys the rule, in the palette, both)."""
+    return {name: tuple(np.mean(shares, 0).tolist()) for name, shares in measured_per_request(rows).items()}
+
+
+def measured_per_request(rows: Rows) -> dict[str, np.ndarray]:
+    """Sampler -> [requests, 3] the same for each request."""
     return {
-        name: tuple(np.mean([_expected(row, draw(n)) for n, row in enumerate(rows)], 0).tolist())
-        for name, draw in samplers(rows).items()
+        name: np.array([_expected(row, draw(n)) for n, row in enumerate(rows)]) for name, draw in samplers(rows).items()
     }
 
 

@@ -118,6 +118,9 @@ CONTENT = {
         "encoder",
         "encoder_pretrained",
         "real",
+        "explicit",
+        "superficial",
+        "by",
     },
     "Recipe": {
         "run",
