@@ -6,7 +6,7 @@
     pipe.save_pretrained("difashion")               # complete with this file: DiffusionPipeline.from_pretrained("difashion")
     pipe(prompt, outfit=[images of the other items], history=[images that the user has of this category])
 
-Not verified with published weights. The new layers need DiFashion's training first, of which prefkit has none.
+Not verified with published weights. The new layers need DiFashion's training first, which prefkit does not have.
 
 - category: the prompt, `A photo of a {category}, on white background, high quality`; null is the empty prompt.
 - history: the mean of the images' latents, beside the sample at the input of the U-Net. conv_in gets 4 more channels, at zero.
@@ -14,7 +14,8 @@ Not verified with published weights. The new layers need DiFashion's training fi
 - Without images, and as null of the guidance, history and outfit are a white image (item 0 of DiFashion's data).
 
 conv_in is linear. Therefore W [(1 - eta) x_t + eta m, history] is computed as [(1 - eta) W_x, eta W_x, W_h] [x_t, m, history], by
-a conv_in of 12 channels: the denoiser stays a UNet2DConditionModel, and both conditions stand beside x_t, as in inpainting.
+a conv_in of 12 channels: the denoiser stays a UNet2DConditionModel, and both conditions are further channels of its input, as in
+inpainting.
 `widened` converts the weights of 4 channels, or of DiFashion's 8.
 
 Four branches per step (guided). With guidance_scale <= 1 there is no guidance, but e_all alone, as in InstructPix2Pix; this is

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -186,6 +187,11 @@ class Trainer:
         parts = self.base.components | {"unet": unet.half(), "vae": copy.deepcopy(self.base.vae).half()}
         pipe = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
         pipe.save_pretrained(self.args.out)
+        config = self.args.out / "vae" / "config.json"
+        kept = json.loads(config.read_text(encoding="utf-8"))
+        for key in ("_name_or_path", "block_out_channels"):  # a local path; a key that diffusers writes and warns about
+            kept.pop(key, None)
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def train(args: argparse.Namespace) -> None:

@@ -63,7 +63,8 @@ def test_requests_with_pictures(pictured, fashion, tmp_path):
         assert np.array_equal(Image.open(tmp_path / "fashion" / row["picture"]), pictured.overlay(items))
 
 
-def test_a_training_of_one_step_writes_a_pipeline_that_prefkit_reads(generator, tmp_path):
+def test_a_training_of_one_step_writes_a_pipeline_that_prefkit_reads(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator, "BATCH", 8)
     torch.manual_seed(0)
     wide = generator.WideInput(torch.nn.Conv2d(4, 8, 3, padding=1))
     x = torch.randn(2, 8, 5, 5)
