@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     run = Run(folder, requests=["a cat", {"prompt": "a dog", "user": "007"}], generate={"own": draw}, score={"b": blue})
     assert repr(run) == f"Run({str(folder)!r}: no results yet)" and not folder.exists()
     assert run.generate(n=3)["own"]["made"] == 6 and run.score()["b"]["scored"] == 6
-    assert run.pair(use="topk_bottomk", k=1)["main"]["pairs"] == 2
+    assert run.pair("main", use="topk_bottomk", k=1)["main"]["pairs"] == 2
     return run
 
 

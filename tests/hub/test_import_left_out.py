@@ -196,7 +196,7 @@ def paths(tmp_path: Path) -> dict[str, str]:
     return {"pipe.png": device, "zero.png": device, "/dev/zero": device, "/dev/stdin\0": "null", "deep": "directory",
             "big.png": "larger than 128 MB", "../out.png": "leads out of", "deep/../../out.png": "leads out of",
             str(tmp_path / "out.png"): "", "in.png": "", "deep/../in.png": "", "deep\\er.png": "",
-            "C:\\x\\y.png": "Windows drive", "~nobody-of-that-name/x.png": "home"}  # fmt: skip
+            "C:\\x\\y.png": "Windows drive", "~nobody-of-that-name/x.png": "unknown user name"}  # fmt: skip
 
 
 def test_a_table_names_regular_files_below_it_or_absolute_ones(tmp_path):

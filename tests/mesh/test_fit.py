@@ -219,7 +219,7 @@ def test_what_is_no_mesh_or_stands_alone_is_left_out_and_counted(tmp_path):
     assert sum("not a safetensors file" in reason for reason in data.left_out) == 1
     assert sum("no rotations" in reason for reason in data.left_out) == 1
     assert read(store.folder, ("base",)).content == data.content  # what is left out does not count
-    with pytest.raises(UsageError, match="no other; it has base, extra"):
+    with pytest.raises(UsageError, match="no generator other; it has base, extra"):
         read(store.folder, ("other",))
     with pytest.raises(UsageError, match="no request with two meshes of known error. Left out: .*not a mesh"):
         lone = Store.create(tmp_path / "lone")

@@ -355,11 +355,11 @@ def test_an_invalid_pair_is_one_error(tmp_path):
     assert [key for key, reason in zip("01235", reasons) if reason in state["failed"][key]] == list("01235")
 
 
-def test_a_truncated_pair_file_is_a_usage_error_and_its_first_rows_are_kept(tmp_path, capfd):
+def test_a_truncated_pair_file_is_a_usage_error_and_leaves_nothing(tmp_path, capfd):
     text = json.dumps([pair(), pair("b.jpg", 1)])
     (tmp_path / "pairs.json").write_text(text[:-500])
     code, candidates, state = imported(tmp_path / "pairs.json", tmp_path / "run")
-    assert code == 2 and len(candidates) == 2 and "pairs.json: row 2: not valid JSON" in capfd.readouterr().err
+    assert code == 2 and not candidates and "pairs.json: row 2: not valid JSON" in capfd.readouterr().err
     (tmp_path / "pairs.json").write_text(text)
     code, candidates, state = imported(tmp_path / "pairs.json", tmp_path / "run")
     assert code == 0 and len(candidates) == 4 and state["counts"]["comparisons"] == 2

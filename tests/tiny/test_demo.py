@@ -27,7 +27,8 @@ def test_the_demo_runs(cli, monkeypatch, tmp_path):
     assert {line.split()[0] for line in lines[1:-1]} == {"dpo", "dpo-sft", "dpo-flipped"}
     assert max(map(len, lines)) <= 80
     assert (tmp_path / "runs/demo/report.html").stat().st_size > 10_000
-    assert not [line for line in err.splitlines() if "Warning" in line]
+    few = "Warning: eval held_out: set held_out has 3 requests."  # three requests make the test fast
+    assert [line for line in err.splitlines() if "Warning" in line and not line.startswith(few)] == []
     result = json.loads((tmp_path / "runs/demo/eval/held_out/result.json").read_text())
     rows = result["sets"]["held_out"]["dpo"]
     assert rows["taste"]["used_for_pairs"] and not rows["palette"]["used_for_pairs"]

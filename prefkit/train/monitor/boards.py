@@ -33,10 +33,10 @@ class TensorBoard:
 
     def image(self, step: int, path: Path) -> None:
         import numpy as np
-        from PIL import Image
 
-        with Image.open(path) as image:
-            self.writer.add_image(IMAGES, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        from prefkit.images import rgb
+
+        self.writer.add_image(IMAGES, np.asarray(rgb(path)), step, dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()

@@ -94,7 +94,7 @@ def test_images_of_one_pair_must_have_one_size(run, pair_rows, png):
     rows = pair_rows(3)
     rows[1]["jpg_0"] = png(np.random.default_rng(0), size=(128, 64))
     store, recipe = run(rows=rows)
-    with pytest.raises(UsageError, match=r"1 of 3 pairs .* row 1 \(128 x 64 against 64 x 64"):
+    with pytest.raises(UsageError, match=r"1 of 3 pairs, .* row 1 \(128 x 64 against 64 x 64"):
         prepared(store, recipe)
 
 

@@ -117,7 +117,7 @@ def test_a_damaged_part_is_computed_again(run, capsys):
 
 @pytest.mark.parametrize(
     "use, why",
-    [("linear", "that of linear moves"), ("mapo", "has no reference"), ("sft", "has no reference"),
+    [("linear", "linear updates its reference"), ("mapo", "has no reference"), ("sft", "has no reference"),
      ("sdpo", "residuals, which are as large as the latents")],
 )  # fmt: skip
 def test_refused_where_there_is_nothing_to_keep(run, use, why):
