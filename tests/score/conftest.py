@@ -52,7 +52,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         server: Any = self.server
-        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        size = int(self.headers["Content-Length"])
+        raw = self.rfile.read(size)
+        if len(raw) < size:  # the client was killed while it sent
+            self.close_connection = True
+            return
         with server.lock:
             server.asked[raw] += 1
             server.keys.append(self.headers.get("Authorization"))
