@@ -33,7 +33,7 @@ def anchored(tree: dict[str, Any], recipe: str | Path) -> dict[str, Any]:
     path = Path(recipe)
     if not path.is_file() or any(folder.resolve() in path.resolve().parents for folder in FOLDERS):
         return tree
-    folder, stored = path.resolve().parent, (path.parent / "run.json").exists()
+    folder, stored = path.resolve().parent, path.name == "recipe.yaml" and (path.parent / "run.json").exists()
     tree = _walk(tree, "", lambda text, key: _moved(text, key, folder, Path.cwd(), strict=not stored))
     if stored:  # the recipe of a run
         tree["run"] = _spelled(folder, Path.cwd())

@@ -190,8 +190,9 @@ class Train:
     compile: bool = runtime(False)
     #: attention backend of diffusers (flash, xformers, _native_cudnn, ...); null = torch's choice
     attention: str | None = runtime(None)
-    #: optimizer steps between checkpoints, and between measurements on the held-out pairs
+    #: optimizer steps between checkpoints
     checkpoint_every: int = runtime(100)
+    #: optimizer steps between measurements on the held-out pairs, which `patience` counts
     validate_every: int = runtime(50)
     device: str | None = runtime(None)
     #: tracker to which curves, pictures of samples and the settings are logged, in addition to the run folder: none |

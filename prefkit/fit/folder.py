@@ -51,6 +51,8 @@ class FitFolder:
                 return None
             raise UsageError(f"{self.folder} exists, but no fit wrote it. Name another folder with --out.")
         spec = read_json(self.folder / SPEC)
+        if "fit" not in spec:
+            raise UsageError(f"{self.folder} exists, but no fit wrote it. Name another folder with --out.")
         keys = [key for key, value in self.fingerprint.items() if _plain(spec.get(key)) != _plain(value)]
         if keys:
             changes = "; ".join(_difference(key, _plain(spec.get(key)), _plain(self.fingerprint[key])) for key in keys)

@@ -23,8 +23,8 @@ def combine(
 
     value = sum |weight| * score / sum |weight| over the scores that are present, NaN if there are none; only the
     proportions of the weights matter. A negative weight inverts its score.
-    A mean of several scores is rounded to BITS significant bits: equal means of different scores differ in the last bits
-    of float64, and would become pairs at `tie: 0` or be on different sides of a threshold.
+    A mean of several scores is rounded to BITS bits of the candidate's largest score: equal means of different scores
+    differ in the last bits of float64, and would become pairs at `tie: 0` or be on different sides of a threshold.
     """
     signed = (columns[alias] * (signs[alias] * np.sign(weight)) for alias, weight in weights.items())
     scores = np.stack([normalise(values, groups, how, scope) for values in signed], axis=1)
@@ -40,5 +40,6 @@ def combine(
 def _rounded(value: np.ndarray, scores: np.ndarray) -> np.ndarray:
     if scores.shape[1] == 1:
         return value
-    mantissa, exponent = np.frexp(value)
-    return np.ldexp(np.rint(np.ldexp(mantissa, BITS)), exponent - BITS)
+    with np.errstate(invalid="ignore"):
+        _, exponent = np.frexp(np.nanmax(np.abs(scores), axis=1, initial=0.0))
+        return np.ldexp(np.rint(np.ldexp(value, BITS - exponent)), exponent - BITS)

@@ -143,7 +143,7 @@ def _tiers(models: dict[str, dict[str, Any]]) -> str:
         for model, scorers in models.items()
         for alias, row in scorers.items()
         if row.get("tiers")
-        for group, part in {"all": row["tiers"], **(row["tiers"]["by"] or {})}.items()
+        for group, part in [("all", row["tiers"]), *(row["tiers"]["by"] or {}).items()]
     ]
     return f'{html.table(TIERS, rows, left=3)}<p class="quiet">{TIERS_NOTE}</p>' if rows else ""
 

@@ -55,7 +55,11 @@ def online_samples(store: Store) -> int:
 def use(store: Store, recipe: Recipe | None) -> str:
     """Return the lines that load each trained diffusion model in diffusers, or ""."""
     base = recipe.model.base if recipe is not None else ""
-    lines = []
+    if (
+        recipe is None or not base or base.endswith((".safetensors", ".ckpt"))
+    ):  # a single file needs its pipeline's class
+        return ""
+    lines: list[str] = []
     for name in store.names("train"):
         final = store.train(name) / "final"
         if name.endswith(CONTROL_SUFFIXES):
@@ -64,12 +68,14 @@ def use(store: Store, recipe: Recipe | None) -> str:
             lines.append(f'pipe.load_lora_weights("{final}")  # {name}')
         elif (final / "model_index.json").exists():
             lines.append(f'pipe = DiffusionPipeline.from_pretrained("{final}")  # {name}')
-    if not lines or not base:
+    if not lines:
         return ""
+    lines[1:] = [f"# {line}" for line in lines[1:]]  # one adapter at a time
     start = "from diffusers import DiffusionPipeline\n"
     if base == "tiny":
         start += "from prefkit import tiny\n"
     source = "tiny.PIPELINE" if base == "tiny" else f'"{base}"'
+    source += f', revision="{recipe.model.revision}"' if recipe.model.revision else ""
     code = html.text(f"{start}\npipe = DiffusionPipeline.from_pretrained({source})\n" + "\n".join(lines), 4000)
     return f"<details><summary>Load the trained model in diffusers</summary><pre>{code}</pre></details>"
 

@@ -132,3 +132,28 @@ def test_a_fit_with_other_settings_moves_the_earlier_one(tmp_path, cli):
     assert [p.read_text() for p in (tmp_path / "fitted").glob(".old/*/own/weights")] == ["1.0"]
     assert (tmp_path / "fitted/own/weights").read_text() == "2.0"
     assert cli("clean", tmp_path / "fitted")[0] == 0 and not (tmp_path / "fitted" / ".old").exists()
+
+
+def test_candidates_of_a_trained_model_are_not_inputs_of_that_training():
+    """Scores of all candidates would otherwise be moved with the training that was made from them."""
+    graph = {
+        "candidates/own": set(),
+        "candidates/tuned": {"train/dpo"},
+        "scores/align": {"candidates/own", "candidates/tuned"},
+        "pairs/main": {"candidates/own", "candidates/tuned", "scores/align"},
+        "train/dpo": {"pairs/main"},
+        "pairs/second": {"candidates/tuned", "scores/align"},
+    }
+    redo._break_cycle(graph, "candidates/tuned", "train/dpo")
+    assert graph["scores/align"] == {"candidates/own"} and graph["pairs/main"] == {"candidates/own", "scores/align"}
+    assert graph["pairs/second"] == {"candidates/tuned", "scores/align"} and graph["candidates/tuned"] == {"train/dpo"}
+
+
+def test_imported_tables_are_not_offered_to_redo(tmp_path):
+    """No stage can make them again."""
+    store = Store.create(tmp_path / "run")
+    for kind, spec in (("candidates/base", {"imported": "t.csv"}), ("pairs/main", {"spec": {"comparisons": "votes"}})):
+        folder = store.folder / kind
+        folder.mkdir(parents=True)
+        write_json(folder / "spec.json", spec)
+        assert redo.outdated(store, Recipe(), FingerprintError("changed", folder, ["spec"])) == []

@@ -115,3 +115,10 @@ def test_the_spelling_of_a_path_is_no_setting(project, monkeypatch):
     assert spelled_as(stored, wanted) == stored | {"settings": stored["settings"] | {"steps": 4}}
     assert spelled_as({"use": "other.py:muted"}, {"use": "project/taste.py:muted"}) == {"use": "project/taste.py:muted"}
     assert spelled_as({"text": "b"}, {"text": "a/b"}) == {"text": "a/b"}  # no such file
+
+
+def test_a_recipe_next_to_a_runs_tables_keeps_its_own_run(tmp_path):
+    """Only RUN/recipe.yaml is the recipe of the run folder that it is in."""
+    store = Store.create(tmp_path / "a")
+    (store.folder / "variant.yaml").write_text("run: ../b\nmodel: {base: tiny}\n")
+    assert os.path.realpath(resolve(None, str(store.folder / "variant.yaml"), "run").run) == str(tmp_path / "b")

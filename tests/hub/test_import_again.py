@@ -179,3 +179,14 @@ def test_pairs_keep_a_folder_with_a_file_of_the_users(tmp_path):
     with pytest.raises(UsageError, match="train/mine.parquet"):  # as pair asks before it replaces the folder
         check_pairs(run.pairs("pap"))
     assert (run.pairs("pap") / "train" / "mine.parquet").read_bytes() == b"x"
+
+
+def test_ratings_of_an_import_whose_name_starts_alike_are_not_its_own(tmp_path):
+    store = Store.create(tmp_path / "run")
+    for alias in ("photos.q", "photos.v2.q"):
+        store.scores(alias).claim({"imported": "t.csv"}, "", empty=True)
+    (store.folder / ".imports").mkdir()
+    for name in ("photos", "photos.v2"):
+        (store.folder / ".imports" / f"{name}.json").write_text("{}")
+    assert [table.folder.name for table in importing.ratings(store, "photos")] == ["photos.q"]
+    assert [table.folder.name for table in importing.ratings(store, "photos.v2")] == ["photos.v2.q"]

@@ -102,3 +102,9 @@ def test_global_scope_counts_all_candidates_as_one_request():
 def test_unknown_normalisation():
     with pytest.raises(UsageError, match="normalise 'pooled' is unknown"):
         normalise(np.ones(2), np.zeros(2, int), "pooled")
+
+
+def test_scores_that_cancel_are_equal_to_zeros():
+    columns = {name: np.array([value, 0.0]) for name, value in (("a", 0.1), ("b", 0.2), ("c", -0.3))}
+    value, _ = combine(columns, dict.fromkeys(columns, 1.0), dict.fromkeys(columns, 1), np.zeros(2, int), "none")
+    assert value[0] == value[1] == 0.0

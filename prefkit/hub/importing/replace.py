@@ -27,15 +27,32 @@ def replacing(store: Store, name: str, act: Callable[[], dict[str, Any]], redo: 
     except ChangedImport as error:
         refused = error
     entries = with_later(store, Recipe(), _tables(store, name))
-    if not redo or not entries:
-        raise UsageError(f"{refused} Or add --redo, which moves {described(store, entries)}.") from refused
-    place = Path(put_away(store, entries))
-    merged = merged_requests(store, name).folder
-    if merged.is_dir():
-        shutil.copytree(merged, place / merged.relative_to(store.folder))
+    if not redo:
+        moved = f", which moves {described(store, entries)}" if entries else ""
+        raise UsageError(f"{refused} Or add --redo{moved}.") from refused
+    _check_unshared(store, name)
+    if entries:
+        place = Path(put_away(store, entries))
+        merged = merged_requests(store, name).folder
+        if merged.is_dir():
+            shutil.copytree(merged, place / merged.relative_to(store.folder))
     discard(store, name)
     (store.folder / ".imports" / f"{name}.json").unlink(missing_ok=True)
     return act()
+
+
+def _check_unshared(store: Store, name: str) -> None:
+    """Raise UsageError if verdicts of another import are about images of the import `name`."""
+    ids = store.candidates(name).ids()
+    for other in store.names("comparisons"):
+        table = store.comparisons(other)
+        if other != name and "imported" in (table.spec() or {}):
+            used = {value for column in table.read(["id_a", "id_b"]).columns for value in column.to_pylist()}
+            if not used.isdisjoint(ids):
+                raise UsageError(
+                    f"import {name}: comparisons/{other} are verdicts on its images, so the images cannot be replaced. "
+                    "Import under another name with --name, or into another run."
+                )
 
 
 def _tables(store: Store, name: str) -> list[str]:

@@ -275,8 +275,13 @@ def discard(store: Store, name: str) -> None:
 
 
 def ratings(store: Store, name: str) -> list[Table]:
-    """Return the score tables that the import `name` wrote."""
-    tables = [store.scores(alias) for alias in store.names("scores") if alias.startswith(f"{name}.")]
+    """Return the score tables that the import `name` wrote. Names may contain dots: `a.b.q` belongs to the import `a.b`."""
+    known = {*store.names("candidates"), *(path.stem for path in (store.folder / ".imports").glob("*.json"))}
+    longer = tuple(f"{other}." for other in known if other.startswith(f"{name}."))
+    aliases = [
+        alias for alias in store.names("scores") if alias.startswith(f"{name}.") and not alias.startswith(longer)
+    ]
+    tables = [store.scores(alias) for alias in aliases]
     return [table for table in tables if "imported" in (table.spec() or {})]
 
 
