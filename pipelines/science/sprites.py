@@ -38,17 +38,6 @@ CODE_POINTS = {
 }  # fmt: skip
 
 
-def cut(path: Path) -> Image.Image:
-    """Return the picture cropped to its silhouette (alpha above 8) and centred in a CELL x CELL square."""
-    image = Image.open(path).convert("RGBA")
-    image = image.crop(image.getchannel("A").point([255 * (a > 8) for a in range(256)]).getbbox())
-    scale = CELL / max(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    cell = Image.new("RGBA", (CELL, CELL))
-    cell.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))
-    return cell
-
-
 @cache
 def _atlas() -> np.ndarray:
     with Image.open(ATLAS) as image:
@@ -65,11 +54,14 @@ def sprite(subject: str) -> np.ndarray:
 
 
 def main(package: Path) -> None:
+    sys.path.append(str(Path(__file__).parents[1] / "tiny"))
+    from atlas import sprite as cut
+
     rows = -(-len(CODE_POINTS) // COLUMNS)
     atlas = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))
     for number, code_point in enumerate(CODE_POINTS.values()):
         row, column = divmod(number, COLUMNS)
-        atlas.paste(cut(package / "assets" / f"{code_point}.webp"), (column * CELL, row * CELL))
+        atlas.paste(cut(package / "assets" / f"{code_point}.webp", CELL), (column * CELL, row * CELL))
     atlas.save(ATLAS, quality=90, method=6)
     print(f"{ATLAS}: {ATLAS.stat().st_size / 1000:.0f} kB, {len(CODE_POINTS)} sprites")
 

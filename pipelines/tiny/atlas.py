@@ -45,14 +45,14 @@ CODE_POINTS = {
 }
 
 
-def sprite(path: Path) -> Image.Image:
-    """Return the picture cropped to its silhouette (alpha above 8) and centred in a CELL x CELL square."""
+def sprite(path: Path, size: int = CELL) -> Image.Image:
+    """Return the picture cropped to its silhouette (alpha above 8) and centred in a square of `size` px."""
     image = Image.open(path).convert("RGBA")
     image = image.crop(image.getchannel("A").point([255 * (a > 8) for a in range(256)]).getbbox())
-    scale = CELL / max(image.size)
+    scale = size / max(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    cell = Image.new("RGBA", (CELL, CELL))
-    cell.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))
+    cell = Image.new("RGBA", (size, size))
+    cell.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return cell
 
 

@@ -56,7 +56,7 @@ class BlockStrategy:
 
     def block(self, value: np.ndarray, scores: np.ndarray) -> Chosen:
         """Choose pairs from R requests of N candidates: value [R, N], scores [R, N, S]."""
-        raise NotImplementedError
+        raise NotImplementedError  # each strategy defines it
 
     def pairs(self, value: np.ndarray, scores: np.ndarray) -> list[tuple[int, int, float]]:
         """Return [(winner, loser, gap >= 0)] for one request. value [N]: NaN skips the candidate; scores [N, S]."""
