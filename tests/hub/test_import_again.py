@@ -190,3 +190,23 @@ def test_ratings_of_an_import_whose_name_starts_alike_are_not_its_own(tmp_path):
         (store.folder / ".imports" / f"{name}.json").write_text("{}")
     assert [table.folder.name for table in importing.ratings(store, "photos")] == ["photos.q"]
     assert [table.folder.name for table in importing.ratings(store, "photos.v2")] == ["photos.v2.q"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("a.png,b.png,left,3", "b.png,a.png,left,3"), ("a.png,b.png,left,3", "a.png,b.png,left,4")],
+    ids=["images", "rating"],
+)
+def test_other_images_or_ratings_in_the_same_rows_are_a_changed_source(tmp_path, before, after):
+    from prefkit.hub.importing.sink import ChangedImport
+
+    for number, name in enumerate(("a.png", "b.png")):
+        (tmp_path / name).write_bytes(layouts.image(number))
+    source, store = tmp_path / "t.csv", Store.create(tmp_path / "run")
+    flags = {"map": "prompt=prompt,image_a=one,image_b=two,winner=best,score.q=q", "values": "a=left,b=right"}
+    for row in (before, before):  # an equal source is read again without complaint
+        source.write_text(f"prompt,one,two,best,q\na hat,{row}\n")
+        run_import(store, str(source), layout="table", name="t", flags=flags)
+    source.write_text(f"prompt,one,two,best,q\na hat,{after}\n")
+    with pytest.raises(ChangedImport):
+        run_import(store, str(source), layout="table", name="t", flags=flags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -86,12 +87,18 @@ class Progress:
 
 
 def trace(before: str, item: Item, used: bool) -> str:
-    """Return the hash of all items so far. It ignores the content of failed items, so that the source can be fixed."""
+    """Return the hash of all items so far.
+
+    It ignores the content of failed items, so that the source can be fixed, and the content of image files, which are
+    known by their names.
+    """
     if not used:
         return hashlib.sha256(before.encode()).hexdigest()
     asked = None if item.asked is None else (item.asked.prompt, item.asked.split)
-    verdicts = [(c.id_a, c.id_b, c.outcome, c.judge) for c in item.comparisons]
-    text = repr((before, item.where, asked, [p.key for p in item.pictures], verdicts))
+    pictures = [(p.key, zlib.crc32(p.data or b"") if p.path is None else p.path.name) for p in item.pictures]
+    verdicts = [(c.id_a, c.id_b, c.outcome, c.judge, c.probability, c.aspect) for c in item.comparisons]
+    ratings = [(key, name, score.value) for key, name, score in item.scores]
+    text = repr((before, item.where, asked, pictures, verdicts, ratings))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
