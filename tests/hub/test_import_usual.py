@@ -71,6 +71,11 @@ def test_columns_are_found_by_name(columns, flag):
         ("prompt image_a image_b winner label", "the verdict may be in winner or in label"),
         ("prompt image path", "the image may be in image or in path"),
         ("prompt score", "no column is named like images"),
+        ("prompt image w l", "the pair may be in w and l or in image"),
+        (
+            "prompt image_0 image_1 label_0 label_1",
+            "no column is named like a verdict, but label_... columns may hold it",
+        ),
     ],
 )
 def test_names_that_leave_something_open_are_asked_about(columns, doubt):

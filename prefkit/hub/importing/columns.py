@@ -21,6 +21,7 @@ DECIDED = (
 )
 #: names of two images that a further column compares
 COMPARED = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"))
+LABELS = tuple((f"label_{a}", f"label_{b}") for a, b in COMPARED)
 VERDICTS = ("winner", "preference", "preferred", "best", "choice", "label", "verdict")
 ALONE = ("image", "file_name", "filename", "path", "file", "img", "picture")
 #: words that say that a column holds an image
@@ -69,13 +70,18 @@ def _images(names: list[str]) -> tuple[dict[str, str], list[str]]:
     )
     compared = [pair for pair in compared if not set(pair) & {name for other in decided for name in other}]
     if decided and not compared:
-        return dict(zip(("chosen", "rejected"), decided[0])), _doubt("the pair", [" and ".join(p) for p in decided])
+        # `image, win, lose`: the pair may be counts
+        other = [] if _form(decided[0][0]) else [name for name in names if _form(name)]
+        found = [" and ".join(pair) for pair in decided] + other[:1]
+        return dict(zip(("chosen", "rejected"), decided[0])), _doubt("the pair", found)
     if compared:
         a, b = compared[0]
         verdicts = [name for name in names if _plain(name) in VERDICTS]
         doubts = _doubt("the pair", [" and ".join(pair) for pair in (*compared, *decided)]) + _doubt(
             "the verdict", verdicts
         )
+        if not verdicts and _pairs([name for name in names if _plain(name).startswith("label_")], LABELS):
+            doubts.append("no column is named like a verdict, but label_... columns may hold it")
         return {"image_a": a, "image_b": b} | ({"winner": verdicts[0]} if verdicts else {}), doubts
     alone = [name for name in names if _plain(name) in ALONE or (IMAGE.search(_plain(name)) and not _core(name))]
     return ({"image_a": alone[0]} if alone else {}), _doubt("the image", alone)
