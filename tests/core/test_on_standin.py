@@ -26,7 +26,7 @@ def on(recipe, tmp_path):
         text = text.replace("batch_size: 4}", f"batch_size: 4, device: {device}}}")
         text = text.replace("score:\n", f"score:\n  align: {{use: clip, model: tiny, device: {device}}}\n")
         text = text.replace("weights: {taste: 1.0}", "weights: {taste: 1.0, align: 1.0}")
-        text = text.replace("validation: 2,", f"validation: 2, device: {device},")
+        text = text.replace("validation: 2,", f"validation: 2, precision: 'no', device: {device},")
         text = text.replace("scorers: [size, taste],", f"scorers: [align, taste], device: {device},")
         (tmp_path / f"{device}.yaml").write_text(text)
         return tmp_path / f"{device}.yaml"
