@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -93,6 +94,7 @@ def _filled(cell: Any) -> bool:
         return False
 
 
+@functools.cache
 def builtin(kind: str) -> dict[str, str]:
     """Map each built-in plug-in's name to the first line of its docstring, without importing it."""
     names = [m.name for m in pkgutil.iter_modules([str(_folder(kind))]) if not m.name.startswith("_")]
@@ -123,11 +125,22 @@ def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
     """Map plug-in names to the entry points that other packages offer, without importing them."""
     offers: dict[str, list[metadata.EntryPoint]] = {}
     group = f"prefkit.{PLUGIN_PACKAGES[kind].rpartition('.')[2]}"
-    for point in sorted(metadata.entry_points(group=group), key=lambda point: point.value):
+    for point in sorted(_entry_points(_import_folders()).select(group=group), key=lambda point: point.value):
         points = offers.setdefault(point.name, [])
         if point.value not in [other.value for other in points]:  # the same package may be found on two paths
             points.append(point)
     return offers
+
+
+def _import_folders() -> tuple[tuple[str, int], ...]:
+    """Return the folders that Python imports from, each with the time (ns) when a package was last added or removed."""
+    return tuple((path, os.stat(path or ".").st_mtime_ns if os.path.exists(path or ".") else 0) for path in sys.path)
+
+
+@functools.lru_cache(1)
+def _entry_points(folders: tuple[tuple[str, int], ...]) -> metadata.EntryPoints:
+    """Return the entry points of all packages, which takes a file per package to read. folders: _import_folders()."""
+    return metadata.entry_points()
 
 
 def one_of(kind: str, name: str) -> metadata.EntryPoint | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: cuda: all tests run on the stand-in for a GPU (tests/standin.py); standin: it is there for those that ask for `cuda`
 DEVICE = os.environ.get("PREFKIT_TEST_DEVICE", "")
+FORKS = pytest.StashKey[Any]()
 sys.path.insert(0, str(Path(__file__).parent))
 if DEVICE:
     import standin
@@ -36,6 +38,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("standin") and not DEVICE and item.path.name == "test_on_standin.py":
             item.add_marker(pytest.mark.skip(reason="run by tests/core/test_standin.py, in a process of its own"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """The template of tests/forks.py is forked before the first test has computed anything."""
+    gc.collect()
+    gc.freeze()  # the libraries are never freed: each gc.collect() of the tests would walk through them
+    if any("forks" in getattr(item, "fixturenames", ()) for item in getattr(session, "items", ())):
+        import forks
+
+        session.config.stash[FORKS] = forks.Forks()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (made := session.config.stash.get(FORKS, None)) is not None:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def forks(request: pytest.FixtureRequest) -> Any:
+    """forks.run("generate", "-r", path) and forks.start(...): command lines in processes that start at once."""
+    return request.config.stash[FORKS]
 
 
 PROMPTS = [f"a {colour} {item}" for colour in ("red", "blue", "green") for item in ("dress", "hat", "boot", "coat")]
@@ -64,12 +88,29 @@ eval:
 """
 
 
-@pytest.fixture(scope="session")
-def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Stable Diffusion folder."""
-    from prefkit.testing import tiny_pipeline
+class Pipelines(dict[str, Path]):
+    """Kind -> folder of the tiny pipeline, made when it is first asked for."""
 
-    return tiny_pipeline("sd", tmp_path_factory.mktemp("model") / "sd")
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __missing__(self, kind: str) -> Path:
+        from prefkit.testing import tiny_pipeline
+
+        self[kind] = tiny_pipeline(kind, self.root / kind)
+        return self[kind]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Pipelines:
+    """folders[kind]: a tiny pipeline that all tests read and none changes."""
+    return Pipelines(tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture(scope="session")
+def sd(folders: Pipelines) -> Path:
+    """A tiny Stable Diffusion folder."""
+    return folders["sd"]
 
 
 @pytest.fixture
@@ -132,16 +173,5 @@ def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # all of them: one that is left would hold the pipe
         return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-    return call
-
-
-@pytest.fixture
-def process() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """process("generate", "-r", path): the command line in a process of its own."""
-
-    def call(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "prefkit", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
     return call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,8 +29,18 @@ def components(source: str, revision: str | None) -> dict[str, list[str]]:
     return {name: entry for name, entry in parts.items() if isinstance(entry, list) and entry[0] is not None}
 
 
-def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Return from_pretrained arguments that replace each component whose part is not in `wanted`."""
+def left_out(
+    source: str,
+    revision: str | None,
+    wanted: set[str],
+    dtype: torch.dtype,
+    device: str,
+    placeholders: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return from_pretrained arguments that replace each component whose part is not in `wanted`.
+
+    placeholders: component -> module on the meta device; other components get a new one.
+    """
     if wanted == set(PARTS):
         return {}
     replacements: dict[str, Any] = {}
@@ -38,7 +49,8 @@ def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.d
         if part == "text" and (part not in wanted or (name == "safety_checker" and wanted == {"text"})):
             replacements[name] = None  # the safety checker has nothing to check without images
         elif part is not None and part not in wanted:
-            replacements[name] = on_meta_device(entry, source, name, revision, dtype, device)
+            made = placeholders.get(name)
+            replacements[name] = made or on_meta_device(entry, source, name, revision, dtype, device)
     return replacements
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -45,11 +43,11 @@ def test_the_dataset_loads_with_datasets(recipe, cli):
     assert 0 < sum(table["label_0"]) < len(table)
 
 
-def test_streams_data_on_stdout_the_rest_on_stderr(recipe, process):
-    done = process("generate", "-r", recipe, "--limit", 1, "--json")
+def test_streams_data_on_stdout_the_rest_on_stderr(recipe, forks):
+    done = forks.run("generate", "-r", recipe, "--limit", 1, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["own"]["made"] == 4
     assert "Hint: next: prefkit score" in done.stderr and "\x1b" not in done.stdout + done.stderr
-    silent = process("generate", "-r", recipe, "--limit", 1, "-q")
+    silent = forks.run("generate", "-r", recipe, "--limit", 1, "-q")
     (warning,) = silent.stderr.splitlines()  # warnings are not silenced
     assert (
         silent.returncode == 0
@@ -176,22 +174,13 @@ def draw(prompts, seeds):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_generate_killed_and_resumed_equals_uninterrupted(recipe, cli, how, monkeypatch):
+def test_generate_killed_and_resumed_equals_uninterrupted(recipe, cli, how, forks):
     folder = recipe.parent
     (folder / "slow.py").write_text(SLOW)
     text = recipe.read_text().replace("own: {n: 4", f"own: {{use: '{folder}/slow.py:draw', n: 4")
     recipe.write_text(text)
-    command = [
-        sys.executable,
-        "-c",
-        "import prefkit.generate.run as g; g.FLUSH_ROWS = 4\nfrom prefkit.cli.main import main; main()",
-    ]
-    process = subprocess.Popen(
-        [*command, "generate", "-r", str(recipe)],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in background jobs
-    )
+    code = "import prefkit.generate.run as g; g.FLUSH_ROWS = 4\nfrom prefkit.cli.main import main; main()"
+    process = forks.start("generate", "-r", recipe, code=code)
     parts = folder / "run/candidates/own"
     wait_for(lambda: len(list(parts.glob("part-*.parquet"))) >= 2)
     process.send_signal(how)

@@ -339,20 +339,17 @@ def test_a_full_disk_under_the_optimizers_state(tmp_path, monkeypatch):
 
 
 # -- interruptions ------------------------------------------------------------------------------------------------
-def test_scores_killed_and_interrupted_end_as_if_nothing_had_happened(drawn, cli):
+def test_scores_killed_and_interrupted_end_as_if_nothing_had_happened(drawn, cli, forks):
     stages(cli, drawn, "generate")
     edit(drawn, 'taste.py:muted"', 'slow.py:muted", batch_size: 4')
     (drawn.parent / "slow.py").write_text(
         "import time\ndef muted(images, prompts):\n    time.sleep(0.2)\n    return [i.getpixel((0, 0))[0] for i in images]\n"
     )
     code = "import prefkit.score.passes as s; s.FLUSH_ROWS = 4\nfrom prefkit.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "score", "-r", str(drawn), "--name", "taste"]
     table = Store(drawn.parent / "run").scores("taste")
     for how in (signal.SIGKILL, signal.SIGINT):
         there = len(table.parts())
-        # a shell's background job hands its children an ignored SIGINT: Python then installs no handler
-        ready = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ, **ready)
+        process = forks.start("score", "-r", drawn, "--name", "taste", code=code)
         end = time.monotonic() + 60
         while len(table.parts()) < there + 2 and process.poll() is None:
             assert time.monotonic() < end

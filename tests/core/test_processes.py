@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -59,17 +56,14 @@ def test_two_processes_make_the_run_of_one(recipe, cli, torchrun, tmp_path):
 
 
 DEAD = """
-import json, os, shutil, signal, sys
-from pathlib import Path
-import torch, diffusers, peft, accelerate
-from prefkit import distributed, heartbeat
+import os, signal, sys
+from prefkit import heartbeat
 from prefkit.cli import main as cli
 from prefkit.errors import UsageError
 from prefkit.train import setup as prepare
 from prefkit.train.trainer import Trainer
 heartbeat.EVERY, heartbeat.SILENCE, heartbeat.GRACE = 0.5, 12.0, 6.0
-folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-text = (folder / "recipe.yaml").read_text()
+recipe, where, who = sys.argv[1:]
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -81,45 +75,28 @@ def before(owner, name, act):
     inner = getattr(owner, name)
     setattr(owner, name, lambda *a, **k: (act(), inner(*a, **k))[1])
 
-for number, (where, who, port) in enumerate(cases):
-    shutil.copytree(folder / "run", folder / f"run{number}")
-    (folder / f"{number}.yaml").write_text(text.replace(f"run: {folder}/run", f"run: {folder}/run{number}"))
-    children = []
-    for rank in (0, 1):
-        child = os.fork()
-        if not child:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-            os.environ["MASTER_PORT"] = str(port)
-            os.dup2(os.open(folder / f"{number}-{rank}.txt", os.O_CREAT | os.O_WRONLY), 2)
-            if rank == who and where == "training":
-                before(Trainer, "update", die)
-            elif rank == who:
-                before(prepare, "_fill", die if where == "cache" else fail)
-            cli.main(["train", "-r", str(folder / f"{number}.yaml")])
-        children.append(child)
-    print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
+if os.environ["RANK"] == who and where == "training":
+    before(Trainer, "update", die)
+elif os.environ["RANK"] == who:
+    before(prepare, "_fill", die if where == "cache" else fail)
+cli.main(["train", "-r", recipe])
 """
 
 
-def test_a_dead_process_ends_the_other(recipe, cli, tmp_path):
+def test_a_dead_process_ends_the_other(recipe, cli, forks, tmp_path):
     """Without a launcher that looks after them: what is left ends by itself, with a reason."""
     for verb in ("generate", "score", "pair"):
         assert cli(verb, "-r", recipe)[0] == 0
-    (tmp_path / "dead.py").write_text(DEAD)
-    cases = [("cache", 1), ("cache", 0), ("training", 1), ("error", 1)]
-    with ExitStack() as stack:
-        free = [stack.enter_context(socket.socket()) for _ in cases]
-        for each in free:
-            each.bind(("127.0.0.1", 0))
-        given = [(*case, each.getsockname()[1]) for case, each in zip(cases, free, strict=True)]
-    command = [sys.executable, str(tmp_path / "dead.py"), str(tmp_path), json.dumps(given)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.stdout.splitlines() == ["1 -9", "-9 1", "1 -9", "2 2"], done.stderr[-3000:]
-    errors = [
-        [line for line in (tmp_path / f"{case}-{rank}.txt").read_text().splitlines() if line.startswith("Error:")]
-        for case in range(4)
-        for rank in (0, 1)
-    ]
+    launches = []
+    for number, (where, who) in enumerate([("cache", 1), ("cache", 0), ("training", 1), ("error", 1)]):
+        shutil.copytree(tmp_path / "run", tmp_path / f"run{number}")
+        own = tmp_path / f"{number}.yaml"
+        own.write_text(recipe.read_text().replace(f"run: {tmp_path}/run", f"run: {tmp_path}/run{number}"))
+        launches.append(forks.ranks(own, where, who, code=DEAD))
+    said = [[rank.communicate()[1] for rank in ranks] for ranks in launches]
+    codes = [[rank.returncode for rank in ranks] for ranks in launches]
+    assert codes == [[1, -9], [-9, 1], [1, -9], [2, 2]], said
+    errors = [[line for line in text.splitlines() if line.startswith("Error:")] for each in said for text in each]
     assert [len(own) for own in errors] == [1, 0, 0, 1, 1, 0, 0, 1]
     reasons = [own[0] for own in errors if own]
     assert "process 1 of 2 was killed" in reasons[0] and "the launch is over" in reasons[1]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 ROWS = (
@@ -14,14 +14,28 @@ ROWS = (
 )  # fmt: skip
 
 
-def python(program: str, *words: object) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "pipelines" / "mesh" / program), *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
+PROGRAM = """
+import runpy, sys
+from pathlib import Path
+del sys.argv[0]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-def test_the_fast_study_makes_every_table(tmp_path):
+@pytest.fixture
+def python(forks):
+    """python("study.py", ...): a program of the pipeline in a process of its own."""
+
+    def call(program: str, *words: object) -> None:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = forks.run(ROOT / "pipelines" / "mesh" / program, *words, code=PROGRAM, env=environment, timeout=900)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return call
+
+
+def test_the_fast_study_makes_every_table(python, tmp_path):
     data, work = tmp_path / "data", tmp_path / "work"
     python("make_data.py", data, "--detector", "noise", "--fast", "--workers", 1)
     python("study.py", data, work, "--seeds", 1, "--fast")

@@ -8,16 +8,14 @@ import pytest
 import torch
 
 from prefkit.models.load.pipeline import load_pipeline
-from prefkit.testing import TINY_KINDS, tiny_pipeline
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def tiny(folders: dict[str, Path]) -> dict[str, Path]:
     """Folders of all tiny pipelines by kind."""
-    root = tmp_path_factory.mktemp("tiny")
-    return {kind: tiny_pipeline(kind, root / kind) for kind in TINY_KINDS}
+    return folders
 
 
 @pytest.fixture

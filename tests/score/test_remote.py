@@ -9,9 +9,9 @@ import json
 import math
 import random
 import re
+import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -321,7 +321,7 @@ def test_other_weights_behind_the_same_name_are_asked_again(faulty, tmp_path):
     assert found == [1.0, 2.0, 1.0, 2.0]
 
 
-def test_killed_and_begun_again_it_asks_little_twice(faulty, tmp_path):
+def test_killed_and_begun_again_it_asks_little_twice(faulty, tmp_path, cli, forks):
     """kill -9 in the middle: what is asked a second time is no more than what was under way."""
     n, in_flight = 300, 8
     server = faulty(lambda payload, count: time.sleep(0.02) or ok(chat("3", {"3": 1.0})))
@@ -334,15 +334,14 @@ def test_killed_and_begun_again_it_asks_little_twice(faulty, tmp_path):
         f"run: {tmp_path}/run\nscore:\n  q: {{use: mllm, model: j, server: '{server.url}', in_flight: {in_flight}, "
         f"cache: '{tmp_path}/answers.sqlite'}}\n"
     )
-    command = [sys.executable, "-m", "prefkit", "score", "-r", str(recipe)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forks.start("score", "-r", recipe)
     while sum(server.asked.values()) < n // 2:
         assert process.poll() is None
         time.sleep(0.01)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(store.scores("q").frame()) == 0  # so that answers alone can spare a question
-    subprocess.run(command, check=True, capture_output=True)
+    assert cli("score", "-r", recipe)[0] == 0
     assert len(server.asked) == n and store.scores("q").frame().value.eq(3.0).sum() == n
     twice = sum(count > 1 for count in server.asked.values())
     assert max(server.asked.values()) == 2 and 0 < twice <= 2 * in_flight, twice

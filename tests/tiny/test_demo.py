@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 SMALL = {
-    "generate.own.n": 4,
+    "generate.own.n": 2,
     "generate.own.steps": 3,
+    "pair.main.k": 1,
     "train.dpo.steps": 2,
+    "train.dpo.batch_size": 4,
     "train.dpo.warmup": 0,
     "train.dpo.validation": 4,
     "eval.held_out.seeds": 1,

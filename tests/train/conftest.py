@@ -15,7 +15,6 @@ from PIL import Image
 from prefkit.config import Choice, Lora, Model, Recipe, Train
 from prefkit.distributed import Processes
 from prefkit.store import Store
-from prefkit.testing import TINY_KINDS, tiny_pipeline
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.run import Job, make_trainer
 from prefkit.train.setup import ModelLoader, prepare
@@ -60,12 +59,6 @@ def save_pairs(folder, rows):
     (folder / "train").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "train" / "part-0.parquet")
     return folder
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pipelines")
-    return {kind: tiny_pipeline(kind, root / kind) for kind in TINY_KINDS}
 
 
 def config_of(**given):

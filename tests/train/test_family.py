@@ -11,19 +11,13 @@ from PIL import Image
 from prefkit.errors import CaptureError, TrainingError, UsageError
 from prefkit.models.lora import adapters
 from prefkit.models.sample import Sampler
-from prefkit.testing import TINY_KINDS, tiny_pipeline
+from prefkit.testing import TINY_KINDS
 from prefkit.train.families.diffusers import DiffusersFamily
 from prefkit.types import Candidate, Draw, Request
 
 torch.set_num_threads(1)
 SIZE = {"height": 64, "width": 64}
 REQUESTS = [Request("1", "a red cat"), Request("2", "a dog in a hat")]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("family")
-    return {kind: tiny_pipeline(kind, root / kind) for kind in TINY_KINDS}
 
 
 def family_of(folder, wiring=None, parts=None, **options):

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -20,25 +15,21 @@ from prefkit.train.run import run_train
 from prefkit.train.setup import load_objective
 
 ENTRY = """
-import json, os, pathlib, sys
-import torch
+import json, pathlib, sys
 from prefkit.config import Choice, Lora, Model, Recipe, Train
 from prefkit.store import Store
 from prefkit.train.run import run_train
-torch.set_num_threads(1)
-rank = int(os.environ["RANK"])
 for given in json.loads(pathlib.Path(sys.argv[1]).read_text()):
     objective, lora = Choice(**given["train"].pop("objective")), given["train"].pop("lora")
     train = Train(**given["train"], objective=objective, lora=Lora(**lora) if lora else None)
     recipe = Recipe(run=given["run"], model=Model(**given["model"]), train={"dpo": train})
     found = run_train(Store(given["run"]), recipe, "dpo")
-    with open(f"{sys.argv[1]}-{rank}", "a") as told:
-        print(found["steps"], found["done"], file=told)
+    print(found["steps"], found["done"])
 """
 
 
 @pytest.fixture
-def two(tmp_path):
+def two(tmp_path, forks):
     """two((store, recipe), ...): these trainings, one after the other, in two processes.
 
     Returns what they wrote to stderr, and what each was told of its trainings.
@@ -49,24 +40,11 @@ def two(tmp_path):
             {"run": str(store.folder), "model": plain(recipe.model), "train": plain(recipe.train["dpo"])}
             for store, recipe in given
         ]
-        (tmp_path / "entry.py").write_text(ENTRY)
         (tmp_path / "trainings.json").write_text(json.dumps(trainings))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-        command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-        root = str(Path(__file__).parents[2])
-        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(
-            [*command, str(tmp_path / "entry.py"), str(tmp_path / "trainings.json")],
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stderr, [(tmp_path / f"trainings.json-{rank}").read_text() for rank in (0, 1)]
+        ranks = forks.ranks(tmp_path / "trainings.json", code=ENTRY)
+        told, stderr = zip(*(rank.communicate() for rank in ranks), strict=True)
+        assert [rank.wait() for rank in ranks] == [0, 0], stderr
+        return "".join(stderr), list(told)
 
     return launched
 
@@ -97,33 +75,44 @@ def alike(mine, theirs, close):
     assert max((a[key] - b[key]).abs().max() for key in a) < close
 
 
-def test_shards_change_nothing(run, pair_rows, two):
-    rows = pair_rows(5) + pair_rows(4, seed=1, size=(128, 64))  # so that processes have unequal numbers of sub-batches
-    shared = {"rows": rows, "steps": 5, "validation": 2, "validate_every": 5}
-    full = shared | {"lora": None, "learning_rate": 1e-5, "patience": 3}
-    lora = shared | {"lora": Lora(rank=3), "learning_rate": 1e-3, "schedule": "cosine", "warmup": 2}
-    split = {"batch_size": 2, "gradient_checkpointing": True, "checkpoint_every": 2}
+@pytest.fixture
+def rows(pair_rows):
+    return pair_rows(5) + pair_rows(4, seed=1, size=(128, 64))  # processes have unequal numbers of sub-batches
+
+
+SHARED = {"steps": 4, "validation": 2, "validate_every": 4}
+SPLIT = {"shard": "fsdp2", "batch_size": 2}
+
+
+def test_shards_change_nothing(run, rows, two):
+    full = SHARED | {"rows": rows, "lora": None, "learning_rate": 1e-5, "patience": 3, "checkpoint_every": 2}
     one, one_recipe = run(where="one", batch_size=4, **full)
     run_train(one, one_recipe, "dpo")
-    small, small_recipe = run(where="small", batch_size=4, **lora)
-    run_train(small, small_recipe, "dpo")
-
-    many, many_recipe = run(where="many", shard="fsdp2", **full | split)
-    back, back_recipe = run(where="back", batch_size=4, **lora)
-    run_train(back, back_recipe, "dpo", limit=2)  # begun by one process, ended by two
-    onward = replace(back_recipe.train["dpo"], shard="fsdp2", batch_size=2)
-    ended = replace(back_recipe, train={"dpo": onward})
-    stderr, told = two((many, many_recipe), (back, ended))
-    assert told == ["5 True\n5 True\n"] * 2
-    assert stderr.count("weights sharded over 2 processes") == 2
+    many, many_recipe = run(where="many", gradient_checkpointing=True, **full | SPLIT)
+    stderr, told = two((many, many_recipe))
+    assert told == ["4 True\n"] * 2
+    assert stderr.count("weights sharded over 2 processes") == 1
     alike(one, many, 2e-5)
-    alike(small, back, 2e-4)
     ours, theirs = (checkpoint.load_last(store.train("dpo") / "checkpoints") for store in (one, many))
     shapes = [
         [[(key, v.shape) for key, v in held.items()] for held in (kept[0], *kept[1]["optimizer"]["state"].values())]
         for kept in (ours, theirs)
     ]
     assert shapes[0] == shapes[1]  # whole tensors, so one process may go on
+
+
+@pytest.mark.slow
+def test_a_training_of_one_process_ends_in_two(run, rows, two):
+    lora = {"rows": rows, "lora": Lora(rank=3), "learning_rate": 1e-3, "schedule": "cosine", "warmup": 2}
+    small, small_recipe = run(where="small", batch_size=4, **SHARED | lora)
+    run_train(small, small_recipe, "dpo")
+    back, back_recipe = run(where="back", batch_size=4, **SHARED | lora)
+    run_train(back, back_recipe, "dpo", limit=2)
+    ended = replace(back_recipe, train={"dpo": replace(back_recipe.train["dpo"], **SPLIT)})
+    stderr, told = two((back, ended))
+    assert told == ["4 True\n"] * 2
+    assert stderr.count("weights sharded over 2 processes") == 1
+    alike(small, back, 2e-4)
 
 
 def test_quantized_weights_are_not_cut(run):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -63,8 +61,8 @@ checkpoint.save(folder, 2, {"a": torch.zeros(4)}, {"x": 2}, {})
 
 
 @pytest.mark.parametrize("moment", ["write", "rename"])
-def test_kill_9_while_saving_leaves_the_checkpoint_before(tmp_path, moment):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], capture_output=True, timeout=120)
+def test_kill_9_while_saving_leaves_the_checkpoint_before(tmp_path, moment, forks):
+    done = forks.run(tmp_path, moment, code=KILLED)
     assert done.returncode == -9, done.stderr
     assert checkpoint.last_step(tmp_path) == 1
     found = checkpoint.load_last(tmp_path)

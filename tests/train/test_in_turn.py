@@ -57,7 +57,6 @@ def census(monkeypatch):
     hook = nn.modules.module.register_module_forward_pre_hook(called)
     yield found
     hook.remove()
-    gc.unfreeze()
 
 
 def sizes(folder):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -28,11 +26,9 @@ from prefkit.train.setup import ModelLoader, prepare
 
 ENTRY = """
 import json, pathlib, sys
-import torch
 from prefkit.config import Choice, Lora, Model, Recipe, Train
 from prefkit.store import Store
 from prefkit.train.run import run_train
-torch.set_num_threads(1)
 given = json.loads(pathlib.Path(sys.argv[1]).read_text())
 objective, lora = Choice(**given["train"].pop("objective")), given["train"].pop("lora")
 train = Train(**given["train"], objective=objective, lora=Lora(**lora) if lora else None)
@@ -41,25 +37,17 @@ run_train(Store(given["run"]), Recipe(run=given["run"], model=Model(**given["mod
 
 
 @pytest.fixture
-def entry(tmp_path):
-    """entry(store, recipe) -> the command line of a process that runs this training."""
+def start(tmp_path, forks):
+    """start(store, recipe, ranks=1): processes that run this training."""
     from prefkit.config import plain
 
-    (tmp_path / "entry.py").write_text(ENTRY)
-
-    def command(store, recipe):
+    def call(store, recipe, ranks=1):
         settings = tmp_path / f"{store.folder.name}.json"
         given = {"run": str(store.folder), "model": plain(recipe.model), "train": plain(recipe.train["dpo"])}
         settings.write_text(json.dumps(given))
-        return [str(tmp_path / "entry.py"), str(settings)]
+        return forks.start(settings, code=ENTRY) if ranks == 1 else forks.ranks(settings, code=ENTRY, count=ranks)
 
-    return command
-
-
-def environment():
-    root = str(Path(__file__).parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return call
 
 
 def weights(store):
@@ -80,15 +68,15 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_killed_training_ends_as_if_nothing_had_happened(run, entry):
+def test_a_killed_training_ends_as_if_nothing_had_happened(run, start):
     lora = Lora(rank=4, dropout=0.1)
-    settings = {"steps": 40, "checkpoint_every": 3, "validate_every": 7, "validation": 1, "lora": lora}
+    settings = {"steps": 24, "checkpoint_every": 3, "validate_every": 7, "validation": 1, "lora": lora}
     store, recipe = run(where="killed", **settings)
     whole, other = run(where="whole", **settings)
     run_train(whole, other, "dpo")
-    process = subprocess.Popen([sys.executable, *entry(store, recipe)], env=environment(), stderr=subprocess.DEVNULL)
+    process = start(store, recipe)
     metrics = store.train("dpo") / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 10):
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 6):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -127,41 +115,35 @@ def test_full_weights_resume_exactly(run):
     assert steps(store) == steps(whole)
 
 
-def test_ctrl_c_saves_and_goes_on(run, entry):
-    settings = {"steps": 200, "checkpoint_every": 1000, "validate_every": 1000}
+def test_ctrl_c_saves_and_goes_on(run, start):
+    settings = {"steps": 40, "checkpoint_every": 1000, "validate_every": 1000}
     store, recipe = run(where="stopped", **settings)
-    process = subprocess.Popen([sys.executable, *entry(store, recipe)], env=environment(), stderr=subprocess.PIPE)
+    process = start(store, recipe)
     metrics = store.train("dpo") / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 5):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
-    assert process.returncode != 0 and b"KeyboardInterrupt" in said
+    assert process.returncode != 0 and "KeyboardInterrupt" in said
     saved = checkpoint.last_step(store.train("dpo") / "checkpoints")
-    assert saved == len(steps(store)) and 0 < saved < 200
+    assert saved == len(steps(store)) and 0 < saved < 40
     run_train(store, recipe, "dpo")
     whole, other = run(where="whole", **settings)
     run_train(whole, other, "dpo")
     assert same(weights(store), weights(whole))
 
 
-def test_two_processes_give_what_one_gives(run, entry, pair_rows):
+def test_two_processes_give_what_one_gives(run, start, pair_rows):
     rows = pair_rows(5) + pair_rows(4, seed=1, size=(128, 64))
     settings = {"rows": rows, "steps": 5, "validation": 2, "validate_every": 5, "lora": None, "learning_rate": 1e-5}
     one, recipe = run(where="one", batch_size=4, **settings)
     run_train(one, recipe, "dpo")
     otherwise = {"gradient_checkpointing": True, "cache_reference": True}
     two, other = run(where="two", batch_size=2, **settings, **otherwise)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-    launch += ["--master_port", str(port)]
-    done = subprocess.run(
-        [sys.executable, *launch, *entry(two, other)], env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 x 1 accumulated x 2 processes" in done.stderr
+    ranks = start(two, other, ranks=2)
+    said = [rank.communicate()[1] for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [0, 0], said
+    assert "2 x 1 accumulated x 2 processes" in said[0]
     for mine, theirs in zip(steps(one), steps(two), strict=True):
         assert mine.keys() == theirs.keys() and mine["step"] == theirs["step"]
         for key in mine.keys() - {"step", "validation"}:

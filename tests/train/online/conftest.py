@@ -7,16 +7,9 @@ import torch
 
 from prefkit.config import Choice, Generate, Lora, Model, Online, Recipe, Requests, Score, Train
 from prefkit.store import Store
-from prefkit.testing import tiny_pipeline
 
 torch.set_num_threads(1)
 PROMPTS = ["a red cat", "a dog in a hat", "two boats", "a green door", "a bowl of rice", "an old tree"]
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pipelines")
-    return {kind: tiny_pipeline(kind, root / kind) for kind in ("sd", "sd-v", "sd3", "flux")}
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -165,14 +163,14 @@ for place, name, number, after in MOMENTS:
 """
 
 
-def test_a_training_killed_again_and_again_equals_an_uninterrupted_one(make):
+def test_a_training_killed_again_and_again_equals_an_uninterrupted_one(make, forks):
     """kill -9 before and after everything that is written, one after the other, in one training."""
     settings = {"rounds": 2, "updates": 2, "ema": 0.5, "watch_every": 1, "watch_requests": 1, "minimum": 2}
     whole, recipe = make(where="whole", **QUICK, **settings)
     run_train(whole, recipe, "up")
     store, recipe = make(where="killed", **QUICK, **settings)
     (store.folder / "recipe.yaml").write_text(reader.dump(recipe))
-    done = subprocess.run([sys.executable, "-c", KILLS, str(store.folder)], capture_output=True, text=True, timeout=120)
+    done = forks.run(store.folder, code=KILLS, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (store.train("up") / "final").is_dir() and not (store.train("up") / "result.json").exists()
     run_train(store, recipe, "up")

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -17,35 +11,6 @@ import safetensors.torch
 from prefkit.config import Choice, Score, reader
 from prefkit.store import Store
 from prefkit.train.run import run_train
-
-
-def launched(folder):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_addr",
-        "127.0.0.1",
-        "--master_port",
-        port,
-    ]
-    process = subprocess.Popen(
-        [sys.executable, *launch, "-m", "prefkit", "train", str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = process.communicate(timeout=120)[1]  # processes that wait for each other for ever fail here
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # all of them: one that is left would hold the pipe
-    return process.returncode, said
 
 
 def logged(store, name):
@@ -62,7 +27,7 @@ def brightness(images, prompts):
 """
 
 
-def test_two_processes_learn_what_one_learns(make, tmp_path):
+def test_two_processes_learn_what_one_learns(make, forks, tmp_path):
     """Three groups: the second process has one of them, and none in most updates; a round of one leaves it idle."""
     (tmp_path / "bright.py").write_text(BRIGHTNESS)
     score = {"bright": Score(use=f"{tmp_path}/bright.py:brightness")}
@@ -85,8 +50,9 @@ def test_two_processes_learn_what_one_learns(make, tmp_path):
     pairs = replace(pairs, batch_size=1)  # the global batch is what counts
     recipe = replace(recipe, run=str(two.folder), train={**recipe.train, "pairs": pairs})
     (two.folder / "recipe.yaml").write_text(reader.dump(recipe))
-    code, said = launched(two.folder)
-    assert code == 0, said[-3000:]
+    ranks = forks.ranks("train", two.folder)
+    said = ranks[0].communicate()[1]
+    assert [rank.wait() for rank in ranks] == [0, 0], said[-3000:]
     assert "6 = 3 requests x 2 each, on 2 processes" in said
     for name in recipe.train:
         mine, theirs = logged(one, name), logged(two, name)
