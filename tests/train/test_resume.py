@@ -172,39 +172,42 @@ WITH_DIFFUSERS_ALONE = """
 import sys
 import torch
 from diffusers import DiffusionPipeline
-base, final, given, answer = sys.argv[1:]
-pipe = DiffusionPipeline.from_pretrained(final if base == "-" else base)
-if base != "-":
-    pipe.load_lora_weights(final)
-given = torch.load(given, weights_only=True)
-with torch.no_grad():
-    predicted = pipe.unet(given["x_t"], given["time"], given["text"]).sample
-torch.save(((predicted - given["noise"]) ** 2).mean((1, 2, 3)), answer)
+for base, final, given, answer in zip(*[iter(sys.argv[1:])] * 4):
+    pipe = DiffusionPipeline.from_pretrained(final if base == "-" else base)
+    if base != "-":
+        pipe.load_lora_weights(final)
+    given = torch.load(given, weights_only=True)
+    with torch.no_grad():
+        predicted = pipe.unet(given["x_t"], given["time"], given["text"]).sample
+    torch.save(((predicted - given["noise"]) ** 2).mean((1, 2, 3)), answer)
 assert "prefkit" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("lora", [Lora(rank=4, alpha=7.0), None])
-def test_the_result_gives_the_same_error_with_diffusers_alone(run, tmp_path, lora):
-    store, recipe, loop = trained_loop(run, "sd", lora=lora)
-    (batch,) = loop.micro_batches(0)[0]
-    with torch.no_grad():
-        inside = loop.residuals(loop.policy.net, batch)["image"].square().mean((1, 2, 3))
-        with loop.policy.reference() as net:
-            before = loop.residuals(net, batch)["image"].square().mean((1, 2, 3))
-    x_t = loop.family.schedule.add_noise(batch.latents, batch.draw.noise, batch.draw.time)
-    text = batch.condition["encoder_hidden_states"]
-    given = {"x_t": x_t, "time": batch.draw.time, "text": text, "noise": batch.draw.noise}
-    torch.save(given, tmp_path / "given.pt")
-    base = recipe.model.base if lora else "-"
-    arguments = [base, str(store.train("dpo") / "final"), str(tmp_path / "given.pt"), str(tmp_path / "answer.pt")]
+def test_the_result_gives_the_same_error_with_diffusers_alone(run, tmp_path):
+    arguments, errors = [], []
+    for where, lora in (("lora", Lora(rank=4, alpha=7.0)), ("full", None)):
+        store, recipe, loop = trained_loop(run, "sd", where=where, lora=lora)
+        (batch,) = loop.micro_batches(0)[0]
+        with torch.no_grad():
+            inside = loop.residuals(loop.policy.net, batch)["image"].square().mean((1, 2, 3))
+            with loop.policy.reference() as net:
+                before = loop.residuals(net, batch)["image"].square().mean((1, 2, 3))
+        assert (inside - before).abs().max() > 1e-4
+        x_t = loop.family.schedule.add_noise(batch.latents, batch.draw.noise, batch.draw.time)
+        text = batch.condition["encoder_hidden_states"]
+        given = {"x_t": x_t, "time": batch.draw.time, "text": text, "noise": batch.draw.noise}
+        torch.save(given, tmp_path / f"{where}-given.pt")
+        base = recipe.model.base if lora else "-"
+        final, answer = store.train("dpo") / "final", tmp_path / f"{where}-answer.pt"
+        arguments += [base, str(final), str(tmp_path / f"{where}-given.pt"), str(answer)]
+        errors.append((inside, answer))
     done = subprocess.run(
         [sys.executable, "-c", WITH_DIFFUSERS_ALONE, *arguments], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    outside = torch.load(tmp_path / "answer.pt", weights_only=True)
-    torch.testing.assert_close(outside, inside, rtol=1e-4, atol=1e-6)
-    assert (inside - before).abs().max() > 1e-4
+    for inside, answer in errors:
+        torch.testing.assert_close(torch.load(answer, weights_only=True), inside, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"rank": 3}, {"rank": 2, "resume": True}])
