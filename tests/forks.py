@@ -59,7 +59,7 @@ class Child:
             self.returncode = self.forks.ask({"poll": self.pid})
         return self.returncode
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """Exit code; a child that is still running after `timeout` seconds is killed: TimeoutExpired."""
         end = time.monotonic() + timeout
         while self.poll() is None:
@@ -74,7 +74,7 @@ class Child:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
         self.wait(timeout)
         out, err = (path.read_text("utf-8", "replace") for path in (self.out, self.err))
         return out, err
@@ -106,7 +106,7 @@ class Forks:
         job |= {"err": str(err), "env": dict(os.environ if env is None else env)}
         return Child(self, self.ask(job), out, err)
 
-    def run(self, *argv: Any, timeout: float = 300, **how: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: Any, timeout: float = 600, **how: Any) -> subprocess.CompletedProcess[str]:
         child = self.start(*argv, **how)
         out, err = child.communicate(timeout)
         assert child.returncode is not None
