@@ -1,7 +1,7 @@
 """Processes that start at once: forked from a template that has torch, diffusers and the rest imported.
 
 The template is forked from pytest before the first test, when the modules are loaded and nothing has computed (no CUDA, no
-threads of autograd). A child has its own standard streams, environment, folder and signals, as a process started anew.
+threads of autograd). A child has its own standard streams, environment, folder and signals, like a new process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def preload() -> None:
 
 
 class Child:
-    """What subprocess.Popen offers, for a child of the template."""
+    """A child of the template, with the methods of subprocess.Popen."""
 
     def __init__(self, forks: Forks, pid: int, out: Path, err: Path) -> None:
         self.forks, self.pid, self.out, self.err = forks, pid, out, err

@@ -57,8 +57,7 @@ def load_pipeline(
     parts      which of "denoiser", "vae" and "text" to load, default all. Text encoders that are not loaded are None; a
                denoiser or VAE that is not loaded is on the meta device, without weights
     config     for a single file: folder or Hub id of a pipeline of the same kind, which provides the configuration
-    sequential_offload    load each part when it is called and free the previous part (models/offload.py); ignored for a
-               single file
+    sequential_offload    load a part when it is called and free the previous one (models/offload.py); not for single files
     quantize   store the denoiser's linear layers in nf4, int8 or fp8 (models/quantize.py)
     vae_tiling encode and decode large images in tiles
     placeholders    component -> module on the meta device, for parts that are not loaded; default: new ones
@@ -66,8 +65,7 @@ def load_pipeline(
     TrainingError for an adapter that changes a text encoder, if no text encoder is loaded.
     """
     _silence_libraries()
-    torch_dtype = dtype_of(dtype)
-    wanted = set(PARTS if parts is None else parts)
+    torch_dtype, wanted = dtype_of(dtype), set(PARTS if parts is None else parts)
     if wanted - set(PARTS):
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose from {', '.join(PARTS)}.")
     source = located(base)
