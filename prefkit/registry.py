@@ -125,7 +125,7 @@ def offered(kind: str) -> dict[str, list[metadata.EntryPoint]]:
     """Map plug-in names to the entry points that other packages offer, without importing them."""
     offers: dict[str, list[metadata.EntryPoint]] = {}
     group = f"prefkit.{PLUGIN_PACKAGES[kind].rpartition('.')[2]}"
-    for point in sorted(_entry_points(_import_folders()).select(group=group), key=lambda point: point.value):
+    for point in sorted(_entry_points(group, _import_folders()), key=lambda point: point.value):
         points = offers.setdefault(point.name, [])
         if point.value not in [other.value for other in points]:  # the same package may be found on two paths
             points.append(point)
@@ -137,10 +137,10 @@ def _import_folders() -> tuple[tuple[str, int], ...]:
     return tuple((path, os.stat(path or ".").st_mtime_ns if os.path.exists(path or ".") else 0) for path in sys.path)
 
 
-@functools.lru_cache(1)
-def _entry_points(folders: tuple[tuple[str, int], ...]) -> metadata.EntryPoints:
-    """Return the entry points of all packages, which takes a file per package to read. folders: _import_folders()."""
-    return metadata.entry_points()
+@functools.lru_cache(16)
+def _entry_points(group: str, folders: tuple[tuple[str, int], ...]) -> metadata.EntryPoints:
+    """Return the entry points of a group; a file of each installed package is read. folders: _import_folders()."""
+    return metadata.entry_points(group=group)
 
 
 def one_of(kind: str, name: str) -> metadata.EntryPoint | None:
