@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
 PARTS = ("denoiser", "vae", "text")
 LIBRARIES = ("diffusers", "transformers")
+_ready: ContextVar[Mapping[str, Any] | None] = ContextVar("ready", default=None)
+
+
+@contextmanager
+def placeholders(ready: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block, left_out takes these components, which are on the meta device, instead of creating new ones."""
+    token = _ready.set(ready)
+    try:
+        yield
+    finally:
+        _ready.reset(token)
 
 
 def part_of(component: str) -> str | None:
@@ -29,28 +42,18 @@ def components(source: str, revision: str | None) -> dict[str, list[str]]:
     return {name: entry for name, entry in parts.items() if isinstance(entry, list) and entry[0] is not None}
 
 
-def left_out(
-    source: str,
-    revision: str | None,
-    wanted: set[str],
-    dtype: torch.dtype,
-    device: str,
-    placeholders: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return from_pretrained arguments that replace each component whose part is not in `wanted`.
-
-    placeholders: component -> module on the meta device; other components get a new one.
-    """
+def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Return from_pretrained arguments that replace each component whose part is not in `wanted`."""
     if wanted == set(PARTS):
         return {}
     replacements: dict[str, Any] = {}
+    ready = _ready.get() or {}
     for name, entry in components(source, revision).items():
         part = part_of(name)
         if part == "text" and (part not in wanted or (name == "safety_checker" and wanted == {"text"})):
             replacements[name] = None  # the safety checker has nothing to check without images
         elif part is not None and part not in wanted:
-            made = placeholders.get(name)
-            replacements[name] = made or on_meta_device(entry, source, name, revision, dtype, device)
+            replacements[name] = ready.get(name) or on_meta_device(entry, source, name, revision, dtype, device)
     return replacements
 
 

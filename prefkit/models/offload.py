@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from prefkit.models.meta import LIBRARIES, components, on_meta_device, part_of
+from prefkit.models.meta import LIBRARIES, components, on_meta_device, part_of, placeholders
 from prefkit.models.trees import Tree, leaves, map_tensors
 
 CACHED_PROMPTS = 64
@@ -41,6 +41,7 @@ class SequentialOffload:
         self.load = load
         self.part: str | None = None
         self.modules: dict[str, Any] = {}
+        self.on_meta: dict[str, Any] = {}  # the pipeline's components; they also complete the pipelines of single parts
         self._only: str | None = None
 
     def activate(self, part: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -48,7 +49,8 @@ class SequentialOffload:
             raise OtherPartNeeded(part)
         if self.part != part:
             self.clear()
-            self.modules, self.part = self.load(part, dtype), part
+            with placeholders(self.on_meta):
+                self.modules, self.part = self.load(part, dtype), part
         return self.modules
 
     @contextmanager
@@ -86,7 +88,7 @@ def meta_components(
             replacements[name] = None
         elif part is not None and entry[0] in LIBRARIES:
             module = on_meta_device(entry, source, name, revision, dtype, device)
-            replacements[name] = _loaded_on_call(module, name, part, offload)
+            replacements[name] = offload.on_meta[name] = _loaded_on_call(module, name, part, offload)
     return replacements
 
 

@@ -47,7 +47,6 @@ def load_pipeline(
     sequential_offload: bool = False,
     quantize: str | None = None,
     vae_tiling: bool = False,
-    placeholders: Mapping[str, Any] | None = None,
 ) -> Any:
     """Load a DiffusionPipeline onto `device`, with weights from safetensors files.
 
@@ -57,15 +56,16 @@ def load_pipeline(
     parts      which of "denoiser", "vae" and "text" to load, default all. Text encoders that are not loaded are None; a
                denoiser or VAE that is not loaded is on the meta device, without weights
     config     for a single file: folder or Hub id of a pipeline of the same kind, which provides the configuration
-    sequential_offload    load a part when it is called and free the previous one (models/offload.py); not for single files
+    sequential_offload    load each part when it is called and free the previous part (models/offload.py); ignored for a
+               single file
     quantize   store the denoiser's linear layers in nf4, int8 or fp8 (models/quantize.py)
     vae_tiling encode and decode large images in tiles
-    placeholders    component -> module on the meta device, for parts that are not loaded; default: new ones
     Raises UsageError for a missing path, a folder that is not a pipeline, an unknown name or missing safetensors;
     TrainingError for an adapter that changes a text encoder, if no text encoder is loaded.
     """
     _silence_libraries()
-    torch_dtype, wanted = dtype_of(dtype), set(PARTS if parts is None else parts)
+    torch_dtype = dtype_of(dtype)
+    wanted = set(PARTS if parts is None else parts)
     if wanted - set(PARTS):
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose from {', '.join(PARTS)}.")
     source = located(base)
@@ -82,7 +82,7 @@ def load_pipeline(
         adapters = None  # loaded with the denoiser
     else:
         few_bits = quantize if "denoiser" in wanted else None
-        absent = partial(left_out, source, revision, wanted, torch_dtype, device, placeholders or {})
+        absent = partial(left_out, source, revision, wanted, torch_dtype, device)
         pipe = open_pipeline(
             lambda: absent() | (quantized(source, revision, few_bits, torch_dtype) if few_bits else {})
         )
@@ -100,14 +100,8 @@ def _with_offload(open_pipeline: Callable[[Any], Any], load_part: Any, where: tu
     from prefkit.models.offload import SequentialOffload, cache_prompts, meta_components
 
     source, revision, dtype, device = where
-    empty: dict[str, Any] = {}  # also completes the pipelines that load the parts
-    offload = SequentialOffload(partial(load_part, empty))
-
-    def arguments() -> dict[str, Any]:
-        empty.update(meta_components(source, revision, dtype, device, offload))
-        return empty
-
-    pipe = open_pipeline(arguments)
+    offload = SequentialOffload(load_part)
+    pipe = open_pipeline(lambda: meta_components(source, revision, dtype, device, offload))
     cache_prompts(pipe)
     pipe.sequential_offload = offload
     return pipe
@@ -211,16 +205,11 @@ def _from_pretrained(
 
 
 def _load_part(
-    load: Callable[..., Any],
-    adapters: Mapping[str, float] | None,
-    placeholders: Mapping[str, Any],
-    part: str,
-    dtype: torch.dtype,
+    load: Callable[..., Any], adapters: Mapping[str, float] | None, part: str, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Return {component name: module} of a part. load: load_pipeline with its other arguments already set."""
     name = str(dtype).removeprefix("torch.")
-    own = adapters if part == "denoiser" else None
-    pipe = load(parts={part}, dtype=name, adapters=own, placeholders=placeholders)
+    pipe = load(parts={part}, dtype=name, adapters=adapters if part == "denoiser" else None)
     return {name: module for name, module in pipe.components.items() if part_of(name) == part and module is not None}
 
 
