@@ -141,8 +141,8 @@ class Geneval:
         names = self.detector.config.id2label
         return [
             [
-                Found(str(names[int(label)]).casefold(), float(score), tuple(map(float, box)))
-                for label, score, box in zip(one["labels"], one["scores"], one["boxes"])
+                Found(str(names[int(label)]).casefold(), float(score), (left, top, right, bottom))
+                for label, score, (left, top, right, bottom) in zip(one["labels"], one["scores"], one["boxes"].tolist())
             ]
             for one in results
         ]
