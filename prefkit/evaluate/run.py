@@ -269,11 +269,11 @@ def assess(
                 row["tiers"] = tiers.tier_report(cfg, scores, requests, row["higher_is_better"])
             tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (base, folder)]
             result[model][alias] = row | {"aspects": compare_aspects(*tables)}
-        sides = [candidates(place, generator, wanted, cfg.seeds) for place in (base, folder)]
-        row = people.compare_votes(votes, *sides, samples=cfg.bootstrap) if votes is not None else None
-        if row is not None:
+        before, after = (candidates(place, generator, wanted, cfg.seeds) for place in (base, folder))
+        judged = people.compare_votes(votes, before, after, cfg.bootstrap) if votes is not None else None
+        if judged is not None:
             # new votes on new images: evidence, even if other votes of the same people chose the training pairs
-            row |= measured | {"used_for_pairs": False, "evaluation_only": False, "higher_is_better": True}
+            row = judged | measured | {"used_for_pairs": False, "evaluation_only": False, "higher_is_better": True}
             word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
             result[model][people.PEOPLE] = row | {"verdict": word}
     return result
