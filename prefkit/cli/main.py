@@ -322,8 +322,9 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         (entry for entry, result in counts.items() if not rows_of(name, {entry: result})), None
     )
     if unjudged:
-        model = next(iter(next(iter(counts[unjudged]["sets"].values()))), "NAME")
-        text = f"next: prefkit serve {folder} --eval {unjudged} --models base,{model}, then prefkit eval {folder} again"
+        set_name, models = next(iter(counts[unjudged]["sets"].items()))
+        chosen = f"--models base,{next(iter(models), 'NAME')} --eval {unjudged} --set {set_name}"
+        text = f"next: prefkit serve {folder} {chosen}, then prefkit eval {folder} again"
         output.hint(f"eval {unjudged} has no scorer, so people are its judge. {text}.")
     else:
         output.hint(f"next: prefkit {next_verb(name, run.recipe)} {folder}")

@@ -309,7 +309,7 @@ def test_people_alone_are_a_judge(run, result):
     alone = replace(recipe, score={}, eval={"held": entry})
     assert run_eval(store, alone, "held")["sets"]["own"]["other"] == {}
     assert "Nobody has judged these images yet" in write_report(store).read_text()
-    page = make_page(store, VoteSettings(models=("base", "other"), n=12, repeats=2))
+    page = make_page(store, VoteSettings(models=("base", "other"), set="own", n=12, repeats=2))
     ballot = Ballot(store, page.key)
     for who in ("person-aaaaaaaaaaaa", "person-bbbbbbbbbbbb"):
         for i, item in enumerate(page.key["pairs"]):
