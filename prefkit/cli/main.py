@@ -27,6 +27,7 @@ VERBS = {
     "eval": "compare the tuned model with the base model on held-out requests",
     "fit": "your data -> your own scorer: vbpr, outfit_compat, clip_preference, mllm, mesh",
     "report": "show the state of a run and write report.html",
+    "serve": "contact sheet, blind voting and report in browsers, for several people at once",
     "push": "upload pairs or a trained model to the Hub, with a card",
     "clean": "remove what --redo moved to RUN/.old",
     "run": "run all stages of a recipe; each continues where it stopped",
@@ -161,7 +162,11 @@ def verb(name: str, argv: list[str]) -> int:
         processes.lead(lambda: output.say(help_of(name, known, flags)))
         return 0
     act: Any = partial(stage, name) if name in NEXT else verb_module(name).act
-    if getattr(known, "check", None):
+    if name == "score":
+        verb_module("score_serve").check(known)
+    if name == "score" and known.serve:
+        act = verb_module("score_serve").act
+    elif getattr(known, "check", None):
         act = verb_module("score_check").act
     elif name in SHARED and not getattr(known, "dry_run", False):
         return int(act(known, flags))
@@ -205,6 +210,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
             "flags, and --extra JSON adds keys to each request"
         )
         add("--check", metavar="NAME", help=text)
+        verb_module("score_serve").arguments(parser)
     if name in ("train", "run"):
         add("--controls", action="store_true", help="train controls too: SFT on winners, DPO on randomly flipped pairs")
     if hasattr(module, "arguments"):
@@ -311,7 +317,17 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
         output.note(NOTES[name])
     if name == "eval":
         note_distances(list(counts.values()))
-    output.hint(f"next: prefkit {next_verb(name, run.recipe)} {output.shell_quoted(run.folder)}")
+    folder = output.shell_quoted(run.folder)
+    unjudged = name == "eval" and next(
+        (entry for entry, result in counts.items() if not rows_of(name, {entry: result})), None
+    )
+    if unjudged:
+        set_name, models = next(iter(counts[unjudged]["sets"].items()))
+        chosen = f"--models base,{next(iter(models), 'NAME')} --eval {unjudged} --set {set_name}"
+        text = f"next: prefkit serve {folder} {chosen}, then prefkit eval {folder} again"
+        output.hint(f"eval {unjudged} has no scorer, so people are its judge. {text}.")
+    else:
+        output.hint(f"next: prefkit {next_verb(name, run.recipe)} {folder}")
     return 0
 
 

@@ -22,7 +22,8 @@ class Set:
 class Eval:
     #: entries of `train` whose models are evaluated; null = all trained models in this run
     models: list[str] | None = None
-    #: names of scores to evaluate; empty = all
+    #: names of scores to evaluate; empty = all; [people] = none, only people's votes. Votes on the images (see
+    #: `prefkit serve`) are always a judge
     scorers: list[str] = field(default_factory=list)
     #: candidates per request and model
     seeds: int = runtime(4)

@@ -12,7 +12,7 @@ from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content
 from prefkit.config.redo import redoing
 from prefkit.distributed import device_of, group
 from prefkit.errors import FingerprintError, PluginError, UsageError
-from prefkit.evaluate import sets, tiers
+from prefkit.evaluate import people, sets, tiers
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.distances import distances, encoder_of
@@ -71,11 +71,12 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             bases, encoder = {}, encoder_of(cfg)
             real, of_real = _real(store, name, cfg)
             usable, left_out = list(specs), dict[str, str]()
+            votes = people.read_votes(store)
             for set_name, members in requests.items():
                 opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
                 bases[set_name] = opened["base"]
                 usable, left_out = comparable(opened["base"], list(specs))
-                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder, real)
+                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder, real, votes)
             result |= {"correlations": _correlations(bases, generator, usable, requests), "left_out": left_out}
             made_with = {"eval": plain(cfg), "generator": generator, "generate": plain(settings)}
             made_with |= {"model": plain(sets.base_model(recipe, cfg)), "limit": limit}
@@ -215,6 +216,8 @@ def make(
     group().lead(begin)
     requests = reworded(keep_known(folder.requests(), requests, folder.folder), prompts)
     _cached(folder, recipe, lambda: run_generate(folder, recipe, generator, requests=requests, inputs=inputs))
+    if not recipe.score:  # people are the only judge
+        return
     try:
         _cached(folder, recipe, lambda: run_scores(folder, recipe, list(recipe.score)))
     except PluginError as error:
@@ -243,8 +246,12 @@ def assess(
     aliases: list[str],
     encoder: Encoder | None,
     real: np.ndarray | None,
+    votes: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """Compare each model with the base on one set. opened: run folders by model. Returns {model: {scorer: row}}."""
+    """Compare each model with the base on one set. Returns {model: {scorer or "people": row}}.
+
+    opened: run folders by model. votes: people's votes (see `people.read_votes`), which are a judge if there are any.
+    """
     wanted = {r.request_id for r in requests}
     base = opened["base"]
     result: dict[str, Any] = {}
@@ -262,6 +269,13 @@ def assess(
                 row["tiers"] = tiers.tier_report(cfg, scores, requests, row["higher_is_better"])
             tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (base, folder)]
             result[model][alias] = row | {"aspects": compare_aspects(*tables)}
+        before, after = (candidates(place, generator, wanted, cfg.seeds) for place in (base, folder))
+        judged = people.compare_votes(votes, before, after, cfg.bootstrap) if votes is not None else None
+        if judged is not None:
+            # new votes on new images: evidence, even if other votes of the same people chose the training pairs
+            row = judged | measured | {"used_for_pairs": False, "evaluation_only": False, "higher_is_better": True}
+            word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
+            result[model][people.PEOPLE] = row | {"verdict": word}
     return result
 
 
@@ -304,6 +318,12 @@ def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.
     scores = folder.scores(alias).frame(["id", "value"])
     frame = candidates[candidates.request_id.isin(requests)].merge(scores, on="id", how="left")
     return frame[["request_id", "index", "id", "value"]]
+
+
+def candidates(folder: Store, generator: str, requests: set[str], seeds: int) -> pd.DataFrame:
+    """Return request_id, index and id of the candidates of these requests with the first `seeds` indices."""
+    frame = folder.candidates(generator).frame(["id", "request_id", "index"])
+    return frame[frame.request_id.isin(requests) & (frame["index"] < seeds)]
 
 
 def _overlap(

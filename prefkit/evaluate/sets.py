@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.config import Eval, Generate, Model, Pair, Recipe, Requests, Set, bounds, compatibility
 from prefkit.errors import UsageError
 from prefkit.evaluate import tiers
+from prefkit.evaluate.people import PEOPLE
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.types import Request, digest
 
@@ -152,15 +153,17 @@ def controls_report(
 
 
 def aliases_of(recipe: Recipe, cfg: Eval) -> list[str]:
-    """Return the names under `score` that the evaluation uses. Raises UsageError if one is unknown or none exists."""
-    unknown = [alias for alias in cfg.scorers if alias not in recipe.score]
+    """Return the names under `score` that the evaluation uses, [] if people are its only judge.
+
+    Raises UsageError if a name is unknown, or if a scorer has the name that stands for people's votes.
+    """
+    if PEOPLE in recipe.score:
+        raise UsageError(f"score.{PEOPLE}: in results of eval, this name stands for people's votes. Rename the scorer.")
+    unknown = [alias for alias in cfg.scorers if alias not in (*recipe.score, PEOPLE)]
     if unknown:
         known = ", ".join(recipe.score) or "none"
         raise UsageError(f"eval.scorers: {unknown[0]!r} is not in the recipe; `score:` has {known}.")
-    aliases = cfg.scorers or list(recipe.score)
-    if not aliases:
-        raise UsageError("eval needs a scorer, but the recipe has none: add one under `score:`.")
-    return aliases
+    return [alias for alias in cfg.scorers or recipe.score if alias != PEOPLE]
 
 
 def records_of(store: Store, jobs: dict[str, Any]) -> Records:

@@ -99,7 +99,7 @@ def _evaluations(store: Store, rows: list[dict[str, Any]]) -> str:
     for row in rows:
         name, set_name, model, against, rate = (row[key] for key in ("eval", "set", "model", "against", "win_rate"))
         models = judged.get(name, {}).get("sets", {}).get(set_name, {}) if against == "base" else {}
-        rates = {alias: result.get("win_rate") for alias, result in models.get(model, {}).items()}
+        rates = {alias: result.get("win_rate") for alias, result in models.get(model, {}).items() if alias != "people"}
         judges = "; ".join(f"{html.text(alias, 40)} {value:.0%}" for alias, value in rates.items() if value is not None)
         title = f"{html.text(model, 60)} over {html.text(against, 60)}"
         numbers = [f"{row['ties']:.0%}", f"{rate['groups']:,}", f"{row['annotators']:,}"]

@@ -1,14 +1,20 @@
 "use strict";
 /* The voting page. State: the annotator and their votes in order; the browser stores it after every vote, in a file on demand.
-   Page and annotator determine the order of the pairs and their sides, so that a reload shows the same order. */
+   Page and annotator determine the order of the pairs and their sides, so that a reload shows the same order.
+   A live page (data.live) sends each vote to the server, which stores it; the browser stores only votes not yet confirmed. */
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const CHOICES = ["left", "right", "tie", "skip"];
 const KEYS = { arrowleft: "left", arrowright: "right", arrowdown: "tie", a: "left", b: "right", t: "tie", s: "skip", u: "undo", backspace: "undo" };
 const GAP = 10; // a pair is repeated after at least this many others, if possible
+const live = data.live, PAUSE = 2000; // milliseconds until the page asks a server again that did not answer
+
+const MISSING = "A picture cannot be loaded" + (live ? ". This page keeps trying." : "; skip this one. Is the folder of images next to the page?");
 
 let annotator = "", queue = [], votes = [], ready = false, showing = 0;
+// live: pair -> choice that the server has confirmed; whether a request is on its way; the annotator who is waiting to start
+let stored = new Map(), sending = false, starting = "";
 
 /* -- hashes and random numbers --------------------------------------------------------------------------------------------- */
 
@@ -72,14 +78,15 @@ function ordered() {
 
 /* -- storage --------------------------------------------------------------------------------------------------- */
 
-const place = (who) => ["prefkit-vote", data.page, who].join(" ");
+const place = (who) => [live ? "prefkit-live" : "prefkit-vote", data.page, who].join(" ");
+const unsent = () => votes.filter((v) => stored.get(v.pair) !== v.choice);
 
 function remember(who) {
   try {
-    localStorage.setItem(place(""), who);
-    if (who) localStorage.setItem(place(who), JSON.stringify(votes));
+    if (!live?.annotator) localStorage.setItem(place(""), who);
+    if (who) localStorage.setItem(place(who), JSON.stringify(live ? unsent() : votes));
   } catch {
-    say("This browser does not store votes: save them to a file before you close the page.", true);
+    if (!live) say("This browser does not store votes: save them to a file before you close the page.", true);
   }
 }
 
@@ -137,6 +144,81 @@ async function load(file) {
   }
 }
 
+/* -- server ---------------------------------------------------------------------------------------------------- */
+
+/** Sends a request about the annotator's votes. Returns {votes} or {}; throws an Error if the server gives no such answer. */
+async function call(method, who, vote) {
+  const body = vote && JSON.stringify(vote);
+  const answer = await fetch("votes/" + who, { method, body, headers: { "Content-Type": "application/json" }, cache: "no-store" });
+  if (!answer.ok && answer.status !== 409) throw new Error((await answer.json()).error || `error ${answer.status}`);
+  return answer.json();
+}
+
+/** Takes over the votes that the server holds, and then those that it has not confirmed. */
+function merge(list, waiting) {
+  stored = new Map(list.map((v) => [v.pair, v.choice]));
+  votes = [...checked(list), ...waiting.filter((v) => !stored.has(v.pair))];
+}
+
+/** Continues as this annotator: with the votes in this browser or, live, with those on the server. */
+async function resume(who) {
+  if (!live) return enter(who, kept(who));
+  starting = who;
+  try {
+    merge((await call("GET", who)).votes, kept(who));
+  } catch (error) {
+    say(trouble(error), true);
+    return setTimeout(() => { if (starting === who) resume(who); }, PAUSE);
+  }
+  enter(who, votes);
+  remember(who);
+  send();
+}
+
+/** Sends one change after the other, until the server holds what is on the screen. */
+async function send() {
+  if (!live || sending) return;
+  sending = true;
+  const who = annotator;
+  try {
+    let failed = false;
+    while (annotator === who) {
+      const chosen = new Map(votes.map((v) => [v.pair, v.choice]));
+      const undone = [...stored.keys()].find((pair) => chosen.get(pair) !== stored.get(pair)), vote = unsent()[0];
+      if (!undone && !vote) break;
+      let answer;
+      try {
+        answer = await call(undone ? "DELETE" : "POST", who, undone ? { pair: undone } : vote);
+      } catch (error) {
+        failed = true;
+        say(trouble(error), true);
+        await new Promise((done) => setTimeout(done, PAUSE));
+        continue;
+      }
+      if (answer.votes) { // the annotator has voted on this pair in another window: that vote counts
+        merge(answer.votes, unsent().filter((v) => v !== vote));
+        show();
+      } else if (undone) stored.delete(undone);
+      else stored.set(vote.pair, vote.choice);
+      remember(who);
+    }
+    if (failed) say("All votes are stored.");
+  } finally {
+    sending = false;
+  }
+  tally();
+}
+
+function trouble(error) {
+  const n = annotator ? unsent().length : 0, waiting = `${n} vote${n === 1 ? " is" : "s are"} not stored yet. `;
+  return `The server does not answer (${error.message}). ${n ? waiting : ""}This page keeps trying.`;
+}
+
+function tally() {
+  const n = unsent().length;
+  at("stored").textContent = n ? `${n} not stored yet; please leave this page open.` : "All votes are stored. You can close this page.";
+}
+
 /* -- display -------------------------------------------------------------------------------------------------- */
 
 function say(text, bad = false) {
@@ -156,6 +238,8 @@ const next = () => {
   return queue.find((p) => !done.has(p.pair));
 };
 
+const left = (pair) => (pair.order === "ab" ? [pair.a, pair.b] : [pair.b, pair.a]); // its images, from left to right
+
 async function show() {
   const pair = annotator ? next() : null, turn = ++showing;
   ready = false;
@@ -167,6 +251,7 @@ async function show() {
   if (!pair) {
     const skipped = votes.filter((v) => v.choice === "skip").length;
     at("summary").textContent = `${votes.length - skipped} votes, ${skipped} skipped.`;
+    tally();
     document.body.dataset.ready = annotator ? "done" : "start";
     return;
   }
@@ -175,7 +260,7 @@ async function show() {
   at("count").textContent = `${votes.length + 1} of ${queue.length}`;
   at("prompt").firstElementChild.textContent = pair.prompt.trim() || "(no words)";
   at("prompt").scrollTop = 0;
-  const sides = pair.order === "ab" ? [pair.a, pair.b] : [pair.b, pair.a];
+  const sides = left(pair);
   const images = ["left", "right"].map((side, i) => {
     const image = at(side).querySelector("img");
     image.src = data.images[sides[i]];
@@ -184,11 +269,17 @@ async function show() {
   try {
     await Promise.all(images);
   } catch {
-    if (turn === showing) say("A picture cannot be loaded; skip this one. Is the folder of images next to the page?", true);
+    if (turn !== showing) return;
+    ["left", "right"].forEach((side) => at(side).querySelector("img").removeAttribute("src")); // not those of the pair before
+    if (live) setTimeout(() => { if (turn === showing) show(); }, PAUSE);
+    if (!live || !unsent().length) say(MISSING, true);
     return;
   }
   if (turn !== showing) return;
   ready = true;
+  if (live && at("say").textContent === MISSING) say("");
+  const coming = live && queue[queue.indexOf(pair) + 1];
+  if (coming) left(coming).forEach((i) => { new Image().src = data.images[i]; }); // so that it appears at once
   document.body.dataset.ready = pair.pair;
 }
 
@@ -200,6 +291,7 @@ function choose(choice) {
   } else if (choice === "save") {
     return save();
   } else if (choice === "leave") {
+    if (live && unsent().length) return say("Some votes are not stored yet. Wait until the server answers.", true);
     annotator = "";
     remember("");
     at("name").value = "";
@@ -214,6 +306,7 @@ function choose(choice) {
   }
   remember(annotator);
   show();
+  send();
 }
 
 document.addEventListener("keydown", (event) => {
@@ -230,6 +323,7 @@ at("who").addEventListener("submit", (event) => {
   const name = at("name").value;
   if (!name.trim()) return say("Enter a name, or a word.", true);
   const who = named(name);
+  if (live) return resume(who);
   enter(who, kept(who));
   remember(who);
   say(votes.length ? `Welcome back: ${votes.length} votes are restored.` : "");
@@ -238,7 +332,8 @@ at("load").addEventListener("change", (event) => {
   if (event.target.files.length) load(event.target.files[0]);
   event.target.value = "";
 });
-window.addEventListener("storage", (event) => { // the same annotator votes in another tab
+window.addEventListener("storage", (event) => { // offline: the same annotator votes in another tab
+  if (live) return;
   if (annotator && event.key === place(annotator)) {
     votes = kept(annotator);
     show();
@@ -247,5 +342,7 @@ window.addEventListener("storage", (event) => { // the same annotator votes in a
   }
 });
 
-if (last()) enter(last(), kept(last()));
+document.body.dataset.ready = "";
+if (live) document.body.dataset.live = live.annotator ? "named" : "open";
+if (live?.annotator || last()) resume(live?.annotator || last());
 else show();

@@ -64,9 +64,7 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
             counts["votes"] += len(votes)
             counts["skipped"] += len(body["votes"]) - len(votes)
             counts["comparisons"] += len(rows)
-            copy = _copy(store.folder, body)
-            if not copy.exists() or len(read_json(copy)["votes"]) < len(body["votes"]):
-                write_json(copy, body)
+            _keep(copy_of(store.folder, body["page"], body["annotator"]), body)
     path = Path(source).expanduser()
     ignored = Counter(kind_of(file) for file in path.iterdir() if file not in bodies) if path.is_dir() else Counter()
     if ignored:
@@ -98,7 +96,7 @@ def read_file(folder: Path, path: Path) -> dict[str, Any]:
         )
     if not isinstance(annotator, str) or not ANNOTATOR.fullmatch(annotator) or not isinstance(votes, list):
         raise UsageError(f"{path}: the file has no valid annotator or no list of votes. {FIX}")
-    _check_entries(path, read_json(key)["pairs"], votes)
+    check_entries(path, read_json(key)["pairs"], votes)
     if body.get("check") != checksum(page, annotator, votes):
         raise UsageError(f"{path}: its {len(votes)} votes do not match its checksum: it was edited or cut short. {FIX}")
     return body
@@ -121,7 +119,8 @@ def checksum(page: str, annotator: str, votes: list[dict[str, Any]]) -> str:
     return hashlib.sha256("\n".join([page, annotator, str(len(votes)), *lines]).encode()).hexdigest()[:16]
 
 
-def _check_entries(path: Path, pairs: list[dict[str, Any]], votes: list[Any]) -> None:
+def check_entries(path: Path | str, pairs: list[dict[str, Any]], votes: list[Any]) -> None:
+    """Raise UsageError, naming `path` and the vote, unless all votes are valid votes on different pairs of a page."""
     known = {item["pair"]: item for item in pairs}
     orders: dict[str, str] = {}
     for number, vote in enumerate(votes, 1):
@@ -143,7 +142,7 @@ def _check_entries(path: Path, pairs: list[dict[str, Any]], votes: list[Any]) ->
 
 def _check_agreeing(folder: Path, bodies: dict[Path, dict[str, Any]]) -> None:
     """Raise UsageError if two files of one annotator disagree on a pair; files imported earlier are checked too."""
-    copies = {_copy(folder, body) for body in bodies.values()}
+    copies = {copy_of(folder, body["page"], body["annotator"]) for body in bodies.values()}
     first: dict[tuple[str, str, str], tuple[Path, str, str]] = {}
     for path, body in [*((copy, read_json(copy)) for copy in copies if copy.exists()), *bodies.items()]:
         for number, vote in enumerate(body["votes"], 1):
@@ -159,8 +158,25 @@ def _check_agreeing(folder: Path, bodies: dict[Path, dict[str, Any]]) -> None:
                 )
 
 
-def _copy(folder: Path, body: dict[str, Any]) -> Path:
-    return folder / "votes" / f"{body['page']}.{body['annotator']}.json"
+def copy_of(folder: Path, page: str, annotator: str) -> Path:
+    """Return the path of an annotator's votes on a page in the run `folder`."""
+    return folder / "votes" / f"{page}.{annotator}.json"
+
+
+def vote_file(page: str, annotator: str, votes: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """Return the content of a vote file, as saved by prefkit/human/vote.js."""
+    check = checksum(page, annotator, votes)
+    return {"prefkit_votes": VERSION, **more, "page": page, "annotator": annotator, "votes": votes, "check": check}
+
+
+def _keep(copy: Path, body: dict[str, Any]) -> None:
+    """Add the votes of a checked vote file to the run's copy, after those that it already holds."""
+    before = read_json(copy)["votes"] if copy.exists() else []
+    known = {vote["pair"] for vote in before}
+    new = [vote for vote in body["votes"] if vote["pair"] not in known]
+    if new or not before:
+        more = {key: body[key] for key in ("run", "asked") if key in body}
+        write_json(copy, vote_file(body["page"], body["annotator"], [*before, *new], **more))
 
 
 def _head(path: Path) -> bytes:

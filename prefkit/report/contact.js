@@ -1,7 +1,8 @@
 "use strict";
-/* Decisions on a contact sheet. The browser stores the marks, and saves them as lines for decisions.csv on demand. */
+/* Decisions on a contact sheet. The browser stores the marks, and saves them as lines for decisions.csv on demand: in a file
+   or, if the sheet is live, on the server from which it came. */
 
-const known = JSON.parse(document.getElementById("known").textContent); // {sheet, verdicts: {id: verdict}}
+const known = JSON.parse(document.getElementById("known").textContent); // {sheet, verdicts: {id: verdict}, live}
 const at = (id) => document.getElementById(id);
 const KEYS = { k: "keep", r: "reject", x: "remove", 0: "", backspace: "", delete: "" };
 const cells = [...document.querySelectorAll(".decide")];
@@ -71,11 +72,30 @@ function save() {
     const { verdict, reason } = marks[c.dataset.id];
     return [c.dataset.id, verdict, reason, by].map(field).join(",");
   });
+  const text = "id,verdict,reason,by\n" + lines.join("\n") + "\n";
+  if (known.live) return send(text, { ...marks });
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob(["id,verdict,reason,by\n" + lines.join("\n") + "\n"], { type: "text/csv" }));
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
   link.download = `decisions-${known.sheet}.csv`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+/** Sends the decisions to the server. Marks that were made while they were sent stay. */
+async function send(text, sent) {
+  try {
+    const answer = await fetch("decisions", { method: "POST", body: text, headers: { "Content-Type": "text/csv" } });
+    if (!answer.ok) throw new Error((await answer.json()).error);
+  } catch (error) {
+    at("marked").textContent = `not saved: ${error.message}`;
+    return;
+  }
+  for (const id of cells.map((c) => c.dataset.id).filter((id) => sent[id])) {
+    known.verdicts[id] = sent[id].verdict;
+    if (marks[id] === sent[id]) delete marks[id];
+  }
+  remember();
+  at("marked").textContent += "; the others are saved";
 }
 
 document.addEventListener("keydown", (event) => {

@@ -23,9 +23,11 @@ SIDE = 224
 MOST = 1000
 HELP = (
     "To decide, press a button, or focus a candidate and press K (keep), R (reject), X (remove) or 0 (undo); the arrow keys "
-    "move the focus. Save, then <code>prefkit report RUN --decisions FILE</code> adds the lines to decisions.csv in the run "
-    "folder (<code>id,verdict,reason,by</code>; you can also write them by hand). A click selects a complete id."
+    "move the focus. {save} to decisions.csv in the run folder (<code>id,verdict,reason,by</code>; you can also write them by "
+    "hand). A click selects a complete id."
 )
+SAVE = "Save, then <code>prefkit report RUN --decisions FILE</code> adds the lines"
+SAVE_LIVE = "Save adds the lines"
 BAR = """<div id="bar" hidden><label>Reason <input id="reason" maxlength="200"></label><label>By <input id="by" maxlength="80"></label>
 <button id="save">Save decisions</button><button id="clear">Undo all</button><span id="marked" role="status"></span></div>"""
 MARKS = "".join(f'<button data-mark="{verdict}" tabindex="-1">{verdict}</button>' for verdict in VERDICTS)
@@ -34,12 +36,29 @@ MARKS = "".join(f'<button data-mark="{verdict}" tabindex="-1">{verdict}</button>
 def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter: str | None = None) -> Path:
     """Write RUN/contact.html with the candidates that match `request_ids` and `filter`, and return its path.
 
-    filter: a pandas query over the scores and the columns generator, request_id, index and seed, e.g. "align < 0.2". A
-    score named like one of these columns becomes score_NAME. The page shows at most 1,000 candidates, and how many
-    match. Raises UsageError if both arguments are missing, for an unknown request or invalid query, or without match.
+    See `contact_page`. Raises UsageError if both arguments are missing.
     """
     if not request_ids and not filter:
         raise UsageError("a contact sheet needs requests or a filter: `--request ID` or `--filter 'align < 0.2'`.")
+    path = store.folder / "contact.html"
+    write_atomic(path, contact_page(store, request_ids, filter))
+    return path
+
+
+def contact_page(
+    store: Store,
+    request_ids: Sequence[str] | None = None,
+    filter: str | None = None,
+    live: bool = False,
+    most: int = MOST,
+) -> str:
+    """Return the HTML of a page with the candidates that match `request_ids` and `filter` (default: all).
+
+    filter: a pandas query over the scores and the columns generator, request_id, index and seed, e.g. "align < 0.2". A
+    score named like one of these columns becomes score_NAME. live: send decisions to the server that the page came from.
+    The page shows at most `most` candidates, and how many match. Raises UsageError for an unknown request or an invalid
+    query, or without match.
+    """
     table = candidate_index(store).drop_duplicates("id").set_index("id")  # generators may share candidates
     table = table.join(score_table(store).rename(columns=column))
     if request_ids:
@@ -48,14 +67,15 @@ def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter
     if filter:
         table = table[matching(table, filter, "--filter")]
     if table.empty:
-        raise UsageError(f"no candidate of {store.folder} matches {filter or ', '.join(request_ids or [])!r}.")
+        asked = filter or ", ".join(request_ids or [])
+        raise UsageError(
+            f"no candidate of {store.folder} matches {asked!r}." if asked else f"{store.folder} has no candidates."
+        )
     total = len(table)
-    table = table.sort_values(["request_id", "generator", "index"], kind="stable").iloc[:MOST]
-    path = store.folder / "contact.html"
+    table = table.sort_values(["request_id", "generator", "index"], kind="stable").iloc[:most]
     script, style = (Path(__file__).with_name(f"contact.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     title = f"Contact sheet · {store.folder.resolve().name}"
-    write_atomic(path, html.page(title, _body(store, table, total), script=script, style=style))
-    return path
+    return html.page(title, _body(store, table, total, live), script=script, style=style, live=live)
 
 
 def _check_requests(table: pd.DataFrame, request_ids: Sequence[str]) -> None:
@@ -67,7 +87,7 @@ def _check_requests(table: pd.DataFrame, request_ids: Sequence[str]) -> None:
             raise UsageError(f"no candidate belongs to request {request!r}; {hint}")
 
 
-def _body(store: Store, table: pd.DataFrame, total: int) -> str:
+def _body(store: Store, table: pd.DataFrame, total: int, live: bool) -> str:
     prompts = {r.request_id: r.prompt for r in store.requests()}
     decisions = store.decisions()
     verdicts = dict(zip(decisions.id.astype(str), decisions.verdict.astype(str)))
@@ -80,10 +100,11 @@ def _body(store: Store, table: pd.DataFrame, total: int) -> str:
         parts.append(f'<section>{head}<div class="sheet">{cells}</div></section>')
     shown = f"{total:,} candidates" if total == len(table) else f"the first {len(table):,} of {total:,} candidates"
     title = html.text(store.folder.resolve().name, 80)
-    head = f'<header><h1>{title}: contact sheet</h1><p class="lead">{shown}. {HELP}</p></header>'
+    head = f'<header><h1>{title}: contact sheet</h1><p class="lead">{shown}. {HELP.format(save=SAVE_LIVE if live else SAVE)}</p></header>'
     listed = set(table.index.astype(str))
     sheet = digest("sheet", str(store.folder.resolve()), length=8)
-    data = html.data("known", {"sheet": sheet, "verdicts": {k: v for k, v in verdicts.items() if k in listed}})
+    known = {"sheet": sheet, "verdicts": {k: v for k, v in verdicts.items() if k in listed}, "live": live}
+    data = html.data("known", known)
     return f"{head}{BAR}<main>{''.join(parts)}</main>{data}"
 
 

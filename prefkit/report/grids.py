@@ -32,7 +32,7 @@ def both(folder: Path, result: dict[str, Any], models: dict[str, dict[str, Any]]
     prompts = {r.request_id: r.prompt for r in stores["base"].requests()}
     shared = set.intersection(set(prompts), *(set(frame.request_id) for frame in frames.values()))
     model = next(name for name in stores if name != "base")
-    judge = _judge(models[model])
+    judge = _judge({alias: row for alias, row in models[model].items() if alias in stores["base"].names("scores")})
     changes = regressions(stores, frames, model, judge, shared) if judge else {}
     worst = [request for request, change in changes.items() if change < 0][:WORST]
     chosen = by_hash(shared)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-POLICY = "default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src {script}; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src {script}; connect-src {own}; base-uri 'none'; form-action {own}"
 
 
 def text(value: Any, limit: int = 400) -> str:
@@ -87,15 +87,15 @@ def data(name: str, value: Any) -> str:
     return f'<script type="application/json" id="{name}">{encoded}</script>'
 
 
-def page(title: str, body: str, script: str = "", style: str = "", images: str = "data:") -> str:
+def page(title: str, body: str, script: str = "", style: str = "", images: str = "data:", live: bool = False) -> str:
     """Return a complete HTML document with inline style and script.
 
     script: the only script that may run, allowed by its hash. images: allowed image sources, in the syntax of a
-    Content-Security-Policy.
+    Content-Security-Policy. live: the script and forms may send requests to the server that the page came from.
     """
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8") + style
     allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"
-    policy = POLICY.format(images=images, script=allowed)
+    policy = POLICY.format(images=images, script=allowed, own="'self'" if live else "'none'")
     program = f"<script>{script}</script>\n" if script else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

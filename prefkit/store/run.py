@@ -214,10 +214,10 @@ class Store:
         return read_decisions(self.folder / "decisions.csv")
 
     @contextmanager
-    def lock(self, name: str, seconds: float = 0) -> Iterator[None]:
+    def lock(self, name: str, seconds: float = 0, tidy: bool = True) -> Iterator[None]:
         """Hold the lock of a stage or table, such as scores/NAME, and remove the temporary files of killed processes.
 
-        Raises StoreError if another process still holds the lock after `seconds`. A killed process frees its locks.
+        tidy: False leaves them, for a lock that is held often and briefly. Raises StoreError if another process still holds the lock after `seconds`. A killed process frees its locks.
         """
         from filelock import FileLock, Timeout
 
@@ -225,7 +225,8 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path, timeout=seconds):
-                sweep(self.folder)
+                if tidy:
+                    sweep(self.folder)
                 yield
         except Timeout:
             raise StoreError(

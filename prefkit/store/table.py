@@ -34,11 +34,14 @@ class Table:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as one new part. A row replaces rows with the same id in earlier parts."""
+        if rows:
+            self.write(f"part-{time.time_ns()}-{unique()}.parquet", rows)
+
+    def write(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows as the part with this file name, atomically; an earlier part of this name is replaced."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if not rows:
-            return
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
         binary = {f.name for f in self.schema if pa.types.is_binary(f.type)}
         scalar = [f.name for f in self.schema if f.name not in binary]
@@ -53,7 +56,16 @@ class Table:
             pq.write_table(table, temporary, **options)
             seal(temporary)
 
-        write_whole(self.folder / f"part-{time.time_ns()}-{unique()}.parquet", save)
+        write_whole(self.folder / part, save)
+
+    def remove(self, ids: set[str]) -> None:
+        """Remove the rows with these ids; each part that holds one is written again, or removed if no row is left."""
+        for path in self.parts():
+            part = read_part(path)
+            rows = part.to_pylist() if part is not None else []
+            left = [row for row in rows if row["id"] not in ids]
+            if len(left) < len(rows):
+                self.write(path.name, left) if left else path.unlink(missing_ok=True)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the parts, oldest first. They include rows that later rows replace, unlike those of store/latest.py."""

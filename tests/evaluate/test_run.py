@@ -295,3 +295,37 @@ def test_distances_to_real_images(run, result, tmp_path: Path, capsys):
     page = write_report(store).read_text()
     assert "Distance to real images by tiny" in page and "a model that lost variety" in page
     run_eval(*run, "held")  # restores the result of the other tests
+
+
+def test_people_alone_are_a_judge(run, result):
+    """Without a scorer, eval makes the images and says how to have them judged; then it reports the votes."""
+    from prefkit.human.agreement import assess
+    from prefkit.human.ballot import Ballot
+    from prefkit.human.page import VoteSettings, make_page
+    from prefkit.report import write_report
+
+    store, recipe = run
+    entry = replace(recipe.eval["held"], scorers=["people"], sets={"own": Set()})
+    alone = replace(recipe, score={}, eval={"held": entry})
+    assert run_eval(store, alone, "held")["sets"]["own"]["other"] == {}
+    assert "Nobody has judged these images yet" in write_report(store).read_text()
+    page = make_page(store, VoteSettings(models=("base", "other"), set="own", n=12, repeats=2))
+    ballot = Ballot(store, page.key)
+    for who in ("person-aaaaaaaaaaaa", "person-bbbbbbbbbbbb"):
+        for i, item in enumerate(page.key["pairs"]):
+            left = item["model_a"] if (order := "ba" if "again" in item else "ab") == "ab" else item["model_b"]
+            choice = "tie" if i == 3 else "left" if (left == "other") == (i != 5) else "right"
+            ballot.add(who, {"pair": item["pair"], "order": order, "choice": choice, "time": 1 + i})
+    row = run_eval(store, alone, "held")["sets"]["own"]["other"]["people"]
+    (human,) = assess(store)["evaluations"]
+    assert row["win_rate"] == pytest.approx(human["win_rate"]["value"]) and 0.7 < row["win_rate"] < 1
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((human["win_rate"]["low"], human["win_rate"]["high"]))
+    assert (row["votes"], row["annotators"], row["n_pairs"]) == (24, 2, 12) and row["verdict"] == "better"
+    assert row["used_for_pairs"] is False and row["moved"] > 0
+    both = run_eval(store, replace(recipe, eval={"held": replace(entry, scorers=[])}), "held")
+    assert list(both["sets"]["own"]["other"]) == ["light", "dark", "people"] and list(both["sets"]["own"]["same"]) == [
+        "light",
+        "dark",
+    ]
+    assert {r["scorer"]: r["tuned"] for r in flat_rows(both) if r["model"] == "other"}["people"] is None
+    assert ">people <" in write_report(store).read_text()

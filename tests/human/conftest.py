@@ -1,3 +1,5 @@
+from chromium import browser, chromium
+
 from tests.report.conftest import full, page
 
-__all__ = ["full", "page"]
+__all__ = ["browser", "chromium", "full", "page"]

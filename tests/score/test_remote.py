@@ -464,7 +464,7 @@ def test_a_served_scorer_reads_no_files_and_wants_its_key(served, tmp_path, monk
 
 
 def test_prefkit_serves_itself_over_standard_input():
-    scorer = make_scorer(f"exec:{sys.executable} -m prefkit.score.serve jpeg --stdio", {})
+    scorer = make_scorer(f"exec:{sys.executable} -m prefkit score --serve jpeg --stdio", {})
     batch = candidates(3)
     assert scorer.score(batch) == make_scorer("jpeg", {}).score(batch)
     scorer.stop()

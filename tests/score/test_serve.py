@@ -1,4 +1,4 @@
-"""`python -m prefkit.score.serve` against clients that are strangers, slow, broken or hostile."""
+"""`prefkit score --serve` against clients that are strangers, slow, broken or hostile."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import time
 import pytest
 from PIL import Image
 
+from prefkit.human.http_host import allowed
 from prefkit.score.core import make_scorer
 from prefkit.score.remote import server as listening
-from prefkit.score.remote.server import allowed, deeper
-from prefkit.score.serve import Service, http_server, main
+from prefkit.score.remote.server import deeper
+from prefkit.score.serve import Service, http_server
 
 
 def image():
@@ -222,19 +223,32 @@ def test_depth_is_counted_without_recursion():
     assert deeper(deep, 32) and not deeper([[{"a": [1, 2]}], "x"], 4) and deeper([[{"a": [1, 2]}], "x"], 3)
 
 
-def test_an_address_that_cannot_be_bound_is_said(capsys):
+def test_an_address_that_cannot_be_bound_is_said(cli):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        for arguments in (["--port", str(taken.getsockname()[1])], ["--port", "99999"], ["--host", "999.1.1.1"]):
-            assert main(["jpeg", *arguments]) == 2
-            assert "cannot listen on" in capsys.readouterr().err
+        for arguments in (["--port", taken.getsockname()[1]], ["--port", "0", "--host", "999.1.1.1"]):
+            code, _, err = cli("score", "--serve", "jpeg", *arguments)
+            assert code == 2 and "cannot listen on" in err
+
+
+def test_flags_that_do_not_go_together_are_refused(cli):
+    for arguments, text in (
+        (["--port", "8"], "--port needs --serve NAME"),
+        (["--stdio"], "--stdio needs --serve NAME"),
+        (["--serve", "jpeg", "--port", "99999"], "not a port number"),
+        (["--serve", "jpeg", "--require-key", "UNSET_HERE"], "the environment variable UNSET_HERE is not set"),
+        (["runs/x", "--serve", "jpeg"], "takes neither a run nor a recipe; remove runs/x"),
+        (["--serve", "jpeg", "--nonsense", "1"], "nonsense: unknown key"),
+    ):
+        code, out, err = cli("score", *arguments)
+        assert code == 2 and not out and text in err, err
 
 
 def test_over_standard_input_nonsense_is_answered(tmp_path):
     lines = b"[" * 100000 + b"\nnull\n{}\n" + b'{"request": 1, "items": []}\n'
-    code = "import sys; from prefkit.score.serve import main; sys.exit(main(['jpeg', '--stdio']))"
-    done = subprocess.run([sys.executable, "-c", code], input=lines, capture_output=True, timeout=120)
+    command = [sys.executable, "-m", "prefkit", "score", "--serve", "jpeg", "--stdio"]
+    done = subprocess.run(command, input=lines, capture_output=True, timeout=120)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     assert ["error" in row for row in rows] == [False, True, True, True, False] and rows[4] == {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefkit import output
 from prefkit.cli.main import open_run, positive, whole
 from prefkit.errors import UsageError
 from prefkit.store.files import read_json
+
+if TYPE_CHECKING:
+    from prefkit.human.page import VoteSettings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +22,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "also show how scorers agree with the votes for each value of this column of the requests (such as law)"
     add("--by", metavar="COLUMN", help=text)
     add("--vote", action="store_true", help="write a blind voting page; `prefkit import` reads the votes saved from it")
-    add = parser.add_argument_group("with --vote").add_argument
+    group = parser.add_argument_group("with --vote")
+    vote_arguments(group)
+    group.add_argument(
+        "--sidecar", action="store_true", help="store pictures in a folder next to the page, not in the page"
+    )
+
+
+def vote_arguments(group: Any) -> None:
+    """Add the flags that choose the pairs to vote on to an argument group."""
+    add = group.add_argument
     add("--models", metavar="A,B", help="two models to compare at equal seeds, e.g. base,dpo (default: candidates)")
     add("--eval", help="the eval to take images from, if several evaluated both models")
     add("--set", help="the request set to use, if the eval has several")
@@ -27,8 +39,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=count, help="number of pairs to show again with sides swapped (a tenth of the pairs)")
     add("--seed", type=count, default=0, help="seed for the choice of pairs (0)")
     add("--side", type=positive, default=768, help="maximum width and height of pictures, in pixels (768)")
-    add("--sidecar", action="store_true", help="store pictures in a folder next to the page, not in the page")
     add("--question", default="Which picture is better?", help="question on the page")
+
+
+def vote_settings(known: argparse.Namespace) -> VoteSettings:
+    """Return the settings that the flags of `vote_arguments` (and --sidecar) give. Raises UsageError."""
+    from dataclasses import fields
+
+    from prefkit.human.page import VoteSettings
+
+    models = tuple(name.strip() for name in (known.models or "").split(",") if name.strip())
+    if known.models and len(models) != 2:
+        raise UsageError(f"--models {known.models!r}: give two names separated by a comma, for example base,dpo.")
+    options = {field.name: getattr(known, field.name) for field in fields(VoteSettings) if hasattr(known, field.name)}
+    return VoteSettings(**(options | {"models": models}))
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -73,15 +97,9 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
 
 def vote(store: Any, known: argparse.Namespace) -> int:
-    from dataclasses import fields
+    from prefkit.human.page import write_vote_page
 
-    from prefkit.human.page import VoteSettings, write_vote_page
-
-    models = tuple(name.strip() for name in (known.models or "").split(",") if name.strip())
-    if known.models and len(models) != 2:
-        raise UsageError(f"--models {known.models!r}: give two names separated by a comma, for example base,dpo.")
-    options = {field.name: getattr(known, field.name) for field in fields(VoteSettings)}
-    page = write_vote_page(store, VoteSettings(**(options | {"models": models})))
+    page = write_vote_page(store, vote_settings(known))
     output.emit(page, known.json)
     output.hint(
         f"open {page['path']} in a browser, or send it to annotators. Run `prefkit import FILE {store.folder}` for "

@@ -1,4 +1,4 @@
-"""HTTP server of `python -m prefkit.score.serve`, with limits on clients, sizes and durations.
+"""HTTP server of `prefkit score --serve`, with limits on clients, sizes and durations.
 
 The server checks the client (Host, Origin, key) and the length of the body before it reads the body, within a time
 limit that depends on the length. It closes the connection of a refused request.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import io
-import ipaddress
 import json
 import re
 import socket
@@ -19,6 +18,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from prefkit.human.http_host import allowed
+
 LARGEST = 256 * 2**20  # maximum number of bytes in a request
 MOST_VALUES = 1_000_000  # number of JSON values in a request; parsed values need much more memory than their text
 DEEPEST = 32  # nested lists and objects
@@ -26,9 +27,6 @@ MOST_CONNECTIONS = 64
 HEAD_SECONDS, IDLE_SECONDS = 10.0, 60.0  # until the headers are complete; between two requests on a connection
 BODY_SECONDS, SLOWEST = 30.0, 256 * 2**10  # time limit for a body: BODY_SECONDS, plus one second per SLOWEST bytes
 WRITE_SECONDS = 30.0
-#: a Host header: a name or an address (IPv6 in brackets), optionally with a port; user@ is not allowed
-HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Refused(Exception):
@@ -205,26 +203,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing per request."""
-
-
-def allowed(header: str, bound: str) -> bool:
-    """True if a Host header names this server: a loopback name or the address `bound`.
-
-    A server bound to all addresses accepts any address, but only its own name, because DNS rebinding attacks use names.
-    """
-    match = HOST.fullmatch(header)
-    if match is None:
-        return False
-    name = (match["name"] or match["address"]).lower()
-    if name in (*LOOPBACK, bound.lower()):
-        return True
-    if bound not in ("0.0.0.0", "::", ""):
-        return False
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name == socket.gethostname().lower()
-    return True
 
 
 def parsed(raw: bytes) -> Any:
