@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -93,6 +95,8 @@ for number, (where, who, port) in enumerate(cases):
             os.dup2(os.open(folder / f"{number}-{rank}.txt", os.O_CREAT | os.O_WRONLY), 2)
             if rank == who and where == "training":
                 before(Trainer, "update", die)
+            elif rank == who and where == "signal":  # as from a scheduler, but the others hear of it from this rank
+                before(Trainer, "update", lambda: os.kill(os.getpid(), signal.SIGTERM))
             elif rank == who:
                 before(prepare, "_fill", die if where == "cache" else fail)
             cli.main(["train", "-r", str(folder / f"{number}.yaml")])
@@ -106,7 +110,7 @@ def test_a_dead_process_ends_the_other(recipe, cli, tmp_path):
     for verb in ("generate", "score", "pair"):
         assert cli(verb, "-r", recipe)[0] == 0
     (tmp_path / "dead.py").write_text(DEAD)
-    cases = [("cache", 1), ("cache", 0), ("training", 1), ("error", 1)]
+    cases = [("cache", 1), ("cache", 0), ("training", 1), ("error", 1), ("signal", 1)]
     with ExitStack() as stack:
         free = [stack.enter_context(socket.socket()) for _ in cases]
         for each in free:
@@ -114,31 +118,47 @@ def test_a_dead_process_ends_the_other(recipe, cli, tmp_path):
         given = [(*case, each.getsockname()[1]) for case, each in zip(cases, free, strict=True)]
     command = [sys.executable, str(tmp_path / "dead.py"), str(tmp_path), json.dumps(given)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.stdout.splitlines() == ["1 -9", "-9 1", "1 -9", "2 2"], done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["1 -9", "-9 1", "1 -9", "2 2", "130 130"], done.stderr[-3000:]
     errors = [
         [line for line in (tmp_path / f"{case}-{rank}.txt").read_text().splitlines() if line.startswith("Error:")]
-        for case in range(4)
+        for case in range(5)
         for rank in (0, 1)
     ]
-    assert [len(own) for own in errors] == [1, 0, 0, 1, 1, 0, 0, 1]
+    assert [len(own) for own in errors] == [1, 0, 0, 1, 1, 0, 0, 1, 0, 0]
+    assert [path.name for path in (tmp_path / "run4" / "train" / "dpo" / "checkpoints").iterdir()] == ["step-1"]
     reasons = [own[0] for own in errors if own]
     assert "process 1 of 2 was killed" in reasons[0] and "the launch is over" in reasons[1]
     assert "another process has ended" in reasons[2] and "row 7 cannot be read" in reasons[3]
 
 
-def test_locks_of_one_and_of_many_processes_exclude_each_other(recipe, cli, monkeypatch):
+@pytest.mark.slow
+def test_a_launcher_that_is_terminated_saves_a_checkpoint(recipe, cli, tmp_path):
+    for verb in ("generate", "score", "pair"):
+        assert cli(verb, "-r", recipe)[0] == 0
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "prefkit", "train"]
+    process = subprocess.Popen([sys.executable, *launch, "-r", str(recipe), "--steps", "100000"])
+    log, folder = tmp_path / "run" / "train" / "dpo" / "metrics.jsonl", tmp_path / "run" / "train" / "dpo"
+    try:
+        end = time.monotonic() + 300
+        while not (log.exists() and log.read_text().count('"loss"') >= 3):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) != 0
+    finally:
+        process.kill()
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) >= 3
+
+
+def test_a_locked_table_is_refused_by_name(recipe, cli):
     for verb in ("generate", "score", "pair"):
         assert cli(verb, "-r", recipe)[0] == 0
     store = Run(recipe=recipe).store
-    for variables in ({}, {"RANK": "1", "WORLD_SIZE": "2"}):
-        for key, value in variables.items():
-            monkeypatch.setenv(key, value)
-        shared = [("generate", "candidates/own"), ("score", "scores/size")]
-        # a training's processes must be able to meet, and these have no address where they could
-        for verb, what in [*shared, *([] if variables else [("train", "train/dpo-sft")])]:
-            with store.lock(what):
-                code, _, err = cli(verb, "-r", recipe, *(["--controls"] if verb == "train" else []))
-            assert code == 1 and f"another process is working on {what}" in err, err
+    for verb, what in [("generate", "candidates/own"), ("score", "scores/size"), ("train", "train/dpo-sft")]:
+        with store.lock(what):
+            code, _, err = cli(verb, "-r", recipe, *(["--controls"] if verb == "train" else []))
+        assert code == 1 and f"another process is working on {what}" in err, err
 
 
 @pytest.mark.parametrize(
