@@ -18,7 +18,7 @@ from prefkit.store import Store
 HERE = Path(__file__).parent
 RECIPE = """
 run: run
-requests: {source: p.txt, test_share: 0.25}
+requests: {source: p.txt, test_share: 0}
 generate: {own: {use: "draw.py:draw", n: 4, batch_size: 8}}
 score:
   size: {use: jpeg}

@@ -75,7 +75,7 @@ def test_the_slurm_array_makes_and_scores_everything(bash, cli, drawn, monkeypat
             variables = array | {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_MAX": str(last)}
             store = work(cli, monkeypatch, drawn, bash(script, verb, **variables), **variables)
     assert stages == ["generate", "score"]
-    assert len(store.candidates("own").frame()) == len(store.scores("size").frame()) == 48
+    assert len(store.candidates("own").frame()) == len(store.scores("size").frame()) == 40
     (after,) = [shlex.split(text) for text in re.findall(r"prefkit (pair.*)", script)]
     assert work(cli, monkeypatch, drawn, [after]).pairs("main").exists()
 
@@ -92,7 +92,7 @@ def test_the_kubernetes_job_makes_everything(bash, cli, drawn, monkeypatch):
     for index in range(job["completions"]):
         variables = given | {"JOB_COMPLETION_INDEX": str(index)}
         store = work(cli, monkeypatch, drawn, bash(shlex.join(container["command"]), **variables), **variables)
-    assert len(store.candidates("own").frame()) == 48
+    assert len(store.candidates("own").frame()) == 40
 
 
 def test_the_skypilot_task_and_the_loop_over_cards_make_everything(bash, cli, drawn, monkeypatch):
@@ -101,9 +101,9 @@ def test_the_skypilot_task_and_the_loop_over_cards_make_everything(bash, cli, dr
     for node in range(task["num_nodes"]):
         variables = {"SKYPILOT_NODE_RANK": str(node), "SKYPILOT_NUM_NODES": str(task["num_nodes"])}
         store = work(cli, monkeypatch, drawn, bash(task["run"], **variables), **variables)
-    assert len(store.candidates("own").frame()) == 48
+    assert len(store.candidates("own").frame()) == 40
     loop = next(code for code in re.findall(r"```\n(.*?)```", PAGE, re.S) if "CUDA_VISIBLE_DEVICES" in code)
     commands = bash(loop)
     assert sorted(words[-1] for words in commands) == ["0/4", "1/4", "2/4", "3/4", "runs/x"]
     shutil.rmtree("runs")
-    assert len(work(cli, monkeypatch, drawn, commands).candidates("own").frame()) == 48
+    assert len(work(cli, monkeypatch, drawn, commands).candidates("own").frame()) == 40
