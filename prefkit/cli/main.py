@@ -29,6 +29,7 @@ VERBS = {
     "fit": "your data -> your own scorer: vbpr, outfit_compat, clip_preference, mllm, mesh",
     "report": "show the state of a run and write report.html",
     "push": "upload pairs or a trained model to the Hub, with a card",
+    "sync": "copy a run's tables to and from a folder or an object store",
     "clean": "remove what --redo moved to RUN/.old",
     "run": "run all stages of a recipe; each continues where it stopped",
     "import": "existing pairs, votes, ratings and images -> a run",

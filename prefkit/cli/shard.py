@@ -27,11 +27,10 @@ HELP = (
     "work as worker I (from 0) of N that share the work and need nothing but the run folder: --shard 2/8. auto: take I "
     "and N from the scheduler's variables (Slurm array, Kubernetes index, SkyPilot, RANK)"
 )
-#: flags that change what other workers are writing to, or that describe the whole work
+#: flags that change what other workers are writing to, or that do something else
 EXCLUDED = {
     "redo": "--redo moves tables to which other workers may be writing. Run it once with --limit 1 and without --shard, "
     "then start the workers",
-    "dry_run": "--dry-run shows the work of all workers together. Leave --shard out",
     "check": "--check tests a scorer. Leave --shard out",
 }
 
@@ -51,6 +50,9 @@ def use(verb: str, known: argparse.Namespace) -> None:
             f"--shard {text}: this process also belongs to a launch of {size} processes, which would all do the same "
             "work. Start it without the launcher, or use --shard auto, with which each of them is a worker."
         )
+    if known.dry_run:
+        note("--dry-run shows the work of all workers together.")
+        return
     distributed.use_shard((index, count))
     note(f"worker {index} of {count} (counted from 0): {verb} does this worker's share of the work.")
 

@@ -79,12 +79,12 @@ def test_variables_that_name_no_share_are_refused(monkeypatch, variables, fix):
         shard.automatic()
 
 
-@pytest.mark.parametrize(
-    ("flags", "fix"), [(["--redo"], "Run it once with --limit 1"), (["--dry-run"], "Leave --shard out")]
-)
-def test_flags_that_concern_the_whole_table_are_refused(drawn, cli, flags, fix):
-    code, _, err = cli("generate", "-r", drawn, "--shard", "0/2", *flags)
-    assert code == 2 and fix in err
+def test_redo_is_refused_and_a_dry_run_shows_the_whole_work(drawn, cli):
+    code, _, err = cli("generate", "-r", drawn, "--shard", "0/2", "--redo")
+    assert code == 2 and "Run it once with --limit 1" in err
+    code, out, err = cli("generate", "-r", drawn, "--shard", "0/2", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)[0]["to do"] == 40 and "all workers together" in err
+    assert cli("generate", "-r", drawn, "--shard", "2/2", "--dry-run")[0] == 2
 
 
 def test_a_launch_and_a_shard_exclude_each_other(drawn, cli, monkeypatch):
