@@ -268,7 +268,7 @@ def _cached(folder: Store, recipe: Recipe, act: Callable[[], T]) -> T:
         if not group().sharded:
             raise
         text = "Run eval once with --limit 1 and without --shard, which removes it; then start the workers again."
-        raise FingerprintError(f"{str(error).partition(').')[0]}). {text}", error.folder, error.keys) from error
+        raise FingerprintError(f"{str(error).partition(').')[0]}). {text}", "", error.keys) from error
 
 
 def assess(

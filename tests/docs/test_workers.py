@@ -49,12 +49,12 @@ def bash(tmp_path, monkeypatch):
     distributed.use_shard(None)
 
 
-def work(cli, monkeypatch, drawn, commands, **variables):
+def work(cli, monkeypatch, light, commands, **variables):
     """Run the commands in a folder where runs/x is the tiny run."""
-    monkeypatch.chdir(drawn.parent)
+    monkeypatch.chdir(light.parent)
     if not Path("runs/x").exists():
         Path("runs/x").mkdir(parents=True)
-        shutil.copy(drawn, "runs/x/recipe.yaml")
+        shutil.copy(light, "runs/x/recipe.yaml")
     with monkeypatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
@@ -65,7 +65,7 @@ def work(cli, monkeypatch, drawn, commands, **variables):
     return Store("runs/x")
 
 
-def test_the_slurm_array_makes_and_scores_everything(bash, cli, drawn, monkeypatch):
+def test_the_slurm_array_makes_and_scores_everything(bash, cli, light, monkeypatch):
     (script,) = blocks("Slurm")
     first, last = map(int, re.search(r"--array=(\d+)-(\d+)", script).groups())
     array = {"SLURM_ARRAY_TASK_COUNT": str(last - first + 1), "SLURM_ARRAY_TASK_MIN": str(first)}
@@ -73,14 +73,14 @@ def test_the_slurm_array_makes_and_scores_everything(bash, cli, drawn, monkeypat
     for verb in stages:
         for task in range(first, last + 1):
             variables = array | {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_MAX": str(last)}
-            store = work(cli, monkeypatch, drawn, bash(script, verb, **variables), **variables)
+            store = work(cli, monkeypatch, light, bash(script, verb, **variables), **variables)
     assert stages == ["generate", "score"]
     assert len(store.candidates("own").frame()) == len(store.scores("size").frame()) == 40
     (after,) = [shlex.split(text) for text in re.findall(r"prefkit (pair.*)", script)]
-    assert work(cli, monkeypatch, drawn, [after]).pairs("main").exists()
+    assert work(cli, monkeypatch, light, [after]).pairs("main").exists()
 
 
-def test_the_kubernetes_job_makes_everything(bash, cli, drawn, monkeypatch):
+def test_the_kubernetes_job_makes_everything(bash, cli, light, monkeypatch):
     (text,) = blocks("Kubernetes")
     job = yaml.safe_load(text)["spec"]
     pod = job["template"]["spec"]
@@ -91,19 +91,19 @@ def test_the_kubernetes_job_makes_everything(bash, cli, drawn, monkeypatch):
     assert [m["name"] for m in container["volumeMounts"]] == [volume["name"] for volume in pod["volumes"]]
     for index in range(job["completions"]):
         variables = given | {"JOB_COMPLETION_INDEX": str(index)}
-        store = work(cli, monkeypatch, drawn, bash(shlex.join(container["command"]), **variables), **variables)
+        store = work(cli, monkeypatch, light, bash(shlex.join(container["command"]), **variables), **variables)
     assert len(store.candidates("own").frame()) == 40
 
 
-def test_the_skypilot_task_and_the_loop_over_cards_make_everything(bash, cli, drawn, monkeypatch):
+def test_the_skypilot_task_and_the_loop_over_cards_make_everything(bash, cli, light, monkeypatch):
     (text,) = blocks("SkyPilot")
     task = yaml.safe_load(text)
     for node in range(task["num_nodes"]):
         variables = {"SKYPILOT_NODE_RANK": str(node), "SKYPILOT_NUM_NODES": str(task["num_nodes"])}
-        store = work(cli, monkeypatch, drawn, bash(task["run"], **variables), **variables)
+        store = work(cli, monkeypatch, light, bash(task["run"], **variables), **variables)
     assert len(store.candidates("own").frame()) == 40
     loop = next(code for code in re.findall(r"```\n(.*?)```", PAGE, re.S) if "CUDA_VISIBLE_DEVICES" in code)
     commands = bash(loop)
     assert sorted(words[-1] for words in commands) == ["0/4", "1/4", "2/4", "3/4", "runs/x"]
     shutil.rmtree("runs")
-    assert len(work(cli, monkeypatch, drawn, commands).candidates("own").frame()) == 40
+    assert len(work(cli, monkeypatch, light, commands).candidates("own").frame()) == 40
