@@ -90,6 +90,7 @@ def by_request(
     wanted = _positions(store, generators, ids)
     unread = Counter(path for positions in wanted.values() for path, _ in positions)
     cursors: dict[Path, Cursor] = {}  # the most recently used one last
+    images = store.input_images()
     damaged: set[Path] = set()
 
     def cursor(path: Path) -> Cursor:
@@ -117,7 +118,7 @@ def by_request(
             if not unread[path]:
                 cursors.pop(path, None)
         if all(row is not None for row in rows):
-            yield [candidate_of(row, requests) for row in rows if row is not None]
+            yield [candidate_of(row, requests, images) for row in rows if row is not None]
         del rows  # so that memory never holds the images of two requests
 
 
