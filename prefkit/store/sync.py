@@ -52,7 +52,7 @@ class Target:
             raise
         except ImportError as error:
             raise UsageError(
-                f"{self.url}: {message(str(error), 200)}. Install that package, for s3:// with pip install s3fs."
+                f"{self.url}: {message(str(error), 200).rstrip('.')} (for s3://, run pip install s3fs)."
             ) from error
         except ValueError as error:
             raise UsageError(f"{self.url}: {message(str(error), 200)}.") from error
