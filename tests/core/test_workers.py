@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import random
@@ -127,7 +128,8 @@ def tables(where):
 def storm(tmp_path, prompts, count, kills, seconds, seed):
     """Generate and score with killed workers, and compare with one process; returns the number of kills."""
     found, rng = kit(), random.Random(seed)
-    found.preload()
+    for module in ("prefkit.cli.main", "prefkit.generate.run", "prefkit.score.run", "pandas", "pyarrow.parquet"):
+        importlib.import_module(module)  # once, before any fork
     lay_out(tmp_path / "one", prompts)
     found.do(tmp_path / "one", "generate -r r.yaml", "score -r r.yaml")
     where, killed = tmp_path / "many", 0
