@@ -265,9 +265,10 @@ class Run:
             else:
                 results = {name: self._redoing(self._entry(verb, name, options), redo) for name in chosen}
         except (UsageError, PluginError) as error:
-            if processes.main and isinstance(error, UsageError) and new:
+            alone = processes.main and not processes.sharded  # other workers may have begun in this folder
+            if alone and isinstance(error, UsageError) and new:
                 self.store.undo(keep=files)
-            elif processes.main and first:  # later commands would take the failed entry for wanted
+            elif alone and first:  # later commands would take the failed entry for wanted
                 (self.store.folder / "recipe.yaml").unlink(missing_ok=True)
             raise
         if verb == "generate":

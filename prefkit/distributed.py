@@ -4,6 +4,7 @@
 `accelerate launch` or torchrun, or has RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set. Its processes communicate
 through the launcher's key-value store, so a barrier needs neither NCCL nor gloo and has no timeout. A barrier ends when
 all processes have arrived or one has died (prefkit.heartbeat). `Processes` adds the collectives that training needs.
+Workers of `--shard` are groups of their own: they share work by its ids alone, and neither communicate nor lock.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prefkit import errors, output
 from prefkit.errors import PrefkitError, ProcessError, UsageError
 from prefkit.heartbeat import START, Heartbeat, store_lost
+from prefkit.store.shared import owner
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +41,12 @@ class Group:
     All processes must make the same calls in the same order. Values are sent as JSON.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, store: Any = None, hosting: bool = False) -> None:
+    def __init__(
+        self, rank: int = 0, count: int = 1, store: Any = None, hosting: bool = False, sharded: bool = False
+    ) -> None:
         self._rank, self._count, self._store, self._hosting = rank, count, store, hosting
+        #: True for a worker of --shard: other workers may write to the same tables at any time
+        self.sharded = sharded
         self._leading = False  # inside `lead`, rank 0 works as if it were alone
         self._calls = 0
         self._printed: Counter[str] = Counter()
@@ -69,6 +75,10 @@ class Group:
     def share(self, items: Sequence[T]) -> list[T]:
         """Return this process's shard of `items`, which must be equal in all processes."""
         return list(items[self.rank :: self.count])
+
+    def owns(self, key: str) -> bool:
+        """Return True in one process, chosen by a hash of `key`: processes that know different keys never disagree."""
+        return owner(key, self.count) == self.rank
 
     # -- communication --------------------------------------------------------------------------------------------
     def wait(self) -> None:
@@ -128,7 +138,13 @@ class Group:
 
     @contextmanager
     def held(self, *locks: AbstractContextManager[None]) -> Iterator[None]:
-        """Hold `locks` for all processes: rank 0 acquires them, and releases them when all have left the block."""
+        """Hold `locks` for all processes: rank 0 acquires them, and releases them when all have left the block.
+
+        Workers of --shard hold none.
+        """
+        if self.sharded:
+            yield
+            return
         with ExitStack() as stack:
             self.lead(lambda: [stack.enter_context(lock) for lock in locks] and None)
             yield
@@ -200,16 +216,31 @@ def _result(message: dict[str, Any]) -> Any:
 
 # -- this process's group ---------------------------------------------------------------------------------------------
 _connected: Group | None = None
+_worker: Group | None = None
+
+
+def use_shard(shard: tuple[int, int] | None) -> None:
+    """Make this process worker `shard[0]` of `shard[1]` that share work without communication; None ends this."""
+    global _worker
+    _worker = None if shard is None else Group(*shard, sharded=True)
 
 
 def group() -> Group:
-    """Return the group of all processes in this launch, or of this process alone."""
+    """Return the group of all processes in this launch, or of this process alone. Raises ProcessError, UsageError."""
     global _connected
+    if _worker is not None:
+        return _worker
     if _connected is not None:
         return _connected
     rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or "MASTER_ADDR" not in os.environ:
-        return Group(rank, count)
+    if count == 1:
+        return Group()
+    if "MASTER_ADDR" not in os.environ:
+        raise UsageError(
+            f"RANK={rank} and WORLD_SIZE={count} are set, but MASTER_ADDR is not, so the processes cannot communicate. "
+            "Start them with accelerate launch or torchrun, unset both variables, or add --shard auto (generate, "
+            "score, eval), which needs no communication."
+        )
     _connected = _connect(rank, count)
     output.main, output.first_to_say = rank == 0, _connected.first_to_say
     atexit.register(_at_exit)

@@ -136,6 +136,21 @@ def drawn(recipe: Path) -> Path:
 
 
 @pytest.fixture
+def light(tmp_path: Path) -> Path:
+    """A recipe of generate, score and pair that needs no model: 10 prompts to train on, 4 drawings of each."""
+    import drawing
+
+    shutil.copy(drawing.__file__, tmp_path / "draw.py")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    (tmp_path / "taste.py").write_text(TASTE)
+    text = RECIPE.partition("train:")[0].replace("model: {base: SD}\n", "").replace("RUN", str(tmp_path / "run"))
+    text = text.replace("own: {n: 4, steps: 2", f"own: {{use: '{tmp_path}/draw.py:draw', n: 4")
+    text = text.replace("PROMPTS", str(tmp_path / "prompts.txt")).replace("TASTE", str(tmp_path / "taste.py"))
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
 def cli() -> Callable[..., Any]:
     """cli("generate", "-r", path) in this process -> (exit code, stdout, stderr)."""
     import contextlib

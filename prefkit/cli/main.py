@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from prefkit import distributed, interrupts, output
+from prefkit.cli import shard
 from prefkit.errors import PrefkitError, TooManyFailures, UsageError
 
 VERBS = {
@@ -29,6 +30,7 @@ VERBS = {
     "report": "show the state of a run and write report.html",
     "serve": "contact sheet, blind voting and report in browsers, for several people at once",
     "push": "upload pairs or a trained model to the Hub, with a card",
+    "sync": "copy a run's tables to and from a folder or an object store",
     "clean": "remove what --redo moved to RUN/.old",
     "run": "run all stages of a recipe; each continues where it stopped",
     "import": "existing pairs, votes, ratings and images -> a run",
@@ -39,6 +41,8 @@ VERBS = {
 NEXT = {"generate": "score", "score": "pair", "compare": "pair", "pair": "train", "train": "eval", "eval": "report"}
 #: verbs whose work all processes of a launch share; only rank 0 runs the other verbs
 SHARED = ("generate", "score", "pair", "train", "eval", "fit", "run")
+#: verbs with --shard
+SHARDED = ("generate", "score", "eval")
 NOTES = {
     "compare": "flip_rate: fraction of pairs whose verdict changes with the order; "
     "first_rate: fraction of answers that chose the image shown first (0.5 is fair)."
@@ -157,6 +161,9 @@ def verb(name: str, argv: list[str]) -> int:
         raise UsageError(f"no verb is called {name!r}.{nearest(name, list(VERBS))} Verbs: {', '.join(VERBS)}.")
     known, flags = parse(name, argv)
     output.quiet = known.quiet
+    distributed.use_shard(None)
+    if getattr(known, "shard", None) is not None:
+        shard.use(name, known)
     processes = distributed.group()
     if known.help:
         processes.lead(lambda: output.say(help_of(name, known, flags)))
@@ -211,6 +218,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         )
         add("--check", metavar="NAME", help=text)
         verb_module("score_serve").arguments(parser)
+    if name in SHARDED:
+        add("--shard", metavar="I/N", help=shard.HELP)
     if name in ("train", "run"):
         add("--controls", action="store_true", help="train controls too: SFT on winners, DPO on randomly flipped pairs")
     if hasattr(module, "arguments"):
@@ -315,6 +324,9 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     output.emit(counts, known.json, rows_of(name, counts))
     if name in NOTES:
         output.note(NOTES[name])
+    if distributed.group().sharded:
+        output.hint(shard.next_command(name, next_verb(name, run.recipe), run.folder))
+        return 0
     if name == "eval":
         note_distances(list(counts.values()))
     folder = output.shell_quoted(run.folder)
@@ -370,9 +382,9 @@ def note_distances(results: list[dict[str, Any]]) -> None:
 
 
 def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the results of a stage as table rows: for eval, one per set, model and scorer; for other stages, one per
-    recipe entry, with the entry's scalar counts."""
-    if name == "eval":
+    """Return the results of a stage as table rows: for eval, one per set, model and scorer; for other stages, and for
+    workers of --shard, one per recipe entry, with the entry's scalar counts."""
+    if name == "eval" and not distributed.group().sharded:
         from prefkit.evaluate.summary import flat_rows
 
         return [row for result in results.values() for row in flat_rows(result)]

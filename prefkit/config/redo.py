@@ -104,6 +104,11 @@ def _inputs_of_training(store: Store, name: str) -> set[str]:
     return entries | {f"train/{name.removesuffix(end)}" for end in CONTROLS if name.endswith(end)}
 
 
+def trained_on(store: Store, pairs: str) -> bool:
+    """Return True if a training of the run was made from the pair set `pairs`."""
+    return any(f"pairs/{pairs}" in _inputs_of_training(store, name) for name in store.names("train"))
+
+
 def outdated(store: Store, recipe: Recipe, error: FingerprintError) -> list[str]:
     """Return the entry whose settings differ, and all existing entries made from it, in the order of the stages.
 

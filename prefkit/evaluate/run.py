@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
 from prefkit.config.redo import redoing
 from prefkit.distributed import device_of, group
-from prefkit.errors import FingerprintError, PluginError, UsageError
+from prefkit.errors import FingerprintError, NotYet, PluginError, UsageError
 from prefkit.evaluate import people, sets, tiers
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
@@ -21,8 +22,8 @@ from prefkit.evaluate.statistics import limits_of_few, verdict
 from prefkit.evaluate.summary import real_distances
 from prefkit.generate.generators import check_generator
 from prefkit.generate.requests import keep_known
+from prefkit.generate.run import add_requests, own_batches, run_generate
 from prefkit.generate.run import checked as checked_generate
-from prefkit.generate.run import run_generate
 from prefkit.models.precision import dtype_of
 from prefkit.output import note, warn
 from prefkit.score.run import run_scores, spec_from
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from prefkit.score.embed.encoder import Encoder
 
+T = TypeVar("T")
 #: function (model, scorer, evaluation_only) -> whether the scorer chose the model's training pairs; None if unknown
 Used = Callable[[str, str, bool], "bool | None"]
 
@@ -47,7 +49,8 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
     limit: maximum number of requests per set. Existing candidates and scores are reused. Raises UsageError for an unknown
     evaluation, model or scorer and for a set without requests. Raises FingerprintError if eval/NAME was made with a
-    different base model or generator.
+    different base model or generator. A worker of --shard makes its share of the images and their scores, and returns
+    their counts; a later call without --shard compares.
     """
     _check_entry(recipe, name)
     recipe = sets.with_models(store, recipe, name)
@@ -61,10 +64,13 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
     processes = group()
     with processes.held(store.lock(f"eval/{name}")):
         processes.lead(lambda: _begin(store, recipe, name, settings))
+        counts: Counter[str] = Counter()
         for folder, part, members in _parts(store, recipe, name, requests, jobs):
             where = folder.folder
             note(f"eval {name}: model {where.name} on {len(members)} requests of set {where.parent.name}")
-            make(folder, part, members, store, tiers.prompts(cfg, where.name, members))
+            counts += make(folder, part, members, store, tiers.prompts(cfg, where.name, members))
+        if processes.sharded:
+            return dict(counts)
 
         def write_result() -> dict[str, Any]:
             result: dict[str, Any] = {"sets": {}}
@@ -170,7 +176,7 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
         store.eval(name) / "fingerprint.json",
         {"generator": content(settings), "model": content(sets.base_model(recipe, recipe.eval[name]))},
         "Give this evaluation another name in the recipe.",
-        fresh=not any(store.eval(name).rglob("part-*.parquet")),
+        fresh=not group().sharded and not any(store.eval(name).rglob("part-*.parquet")),
         write=write,
     )
 
@@ -178,7 +184,8 @@ def _claim(store: Store, recipe: Recipe, name: str, settings: Generate, write: b
 def _begin(store: Store, recipe: Recipe, name: str, settings: Generate) -> None:
     """Claim the evaluation's folder and encode the real images, so that a bad one is reported before sampling."""
     _claim(store, recipe, name, settings)
-    _real(store, name, recipe.eval[name])
+    if not group().sharded:
+        _real(store, name, recipe.eval[name])
 
 
 def _real(store: Store, name: str, cfg: Eval) -> tuple[np.ndarray | None, dict[str, Any]]:
@@ -199,42 +206,72 @@ def reworded(requests: list[Request], prompts: dict[str, str] | None) -> list[Re
 
 def make(
     folder: Store, recipe: Recipe, requests: list[Request], inputs: Store, prompts: dict[str, str] | None = None
-) -> None:
-    """Generate and score candidates for `requests` in one model's folder. inputs: the run that holds the input images.
+) -> Counter[str]:
+    """Generate and score candidates for `requests` in one model's folder, and return counts of both.
 
-    prompts: request id -> prompt to generate from. The folder's requests keep their own prompts, which scorers use.
+    inputs: the run that holds the input images. prompts: request id -> prompt to generate from. The folder's requests
+    keep their own prompts, which scorers use.
     """
     (generator,) = recipe.generate
 
     def begin() -> None:
         Store.create(folder.folder)
-        with folder.lock("requests", seconds=60):
-            # scorers also need the prompts of candidates that an earlier, larger evaluation left in this folder
-            kept = keep_known(folder.requests(), requests, folder.folder)
-            folder.write_requests({r.request_id: r for r in [*folder.requests(), *kept]}.values())
+        # scorers also need the prompts of candidates that an earlier, larger evaluation left in this folder
+        add_requests(folder, requests)
 
     group().lead(begin)
     requests = reworded(keep_known(folder.requests(), requests, folder.folder), prompts)
-    _cached(folder, recipe, lambda: run_generate(folder, recipe, generator, requests=requests, inputs=inputs))
+
+    def generate() -> dict[str, Any]:
+        return run_generate(folder, recipe, generator, requests=requests, inputs=inputs)
+
+    made = _cached(folder, recipe, generate)
+    counts = Counter({key: made[key] for key in ("wanted", "present", "made", "failed")})
     if not recipe.score:  # people are the only judge
-        return
+        return counts
     try:
-        _cached(folder, recipe, lambda: run_scores(folder, recipe, list(recipe.score)))
+        ids = _own_ids(folder, recipe, generator, requests)
+        scores = _cached(folder, recipe, lambda: run_scores(folder, recipe, list(recipe.score), ids=ids))
+        counts["scored"] = sum(each["scored"] for each in scores.values())
+    except NotYet:  # every image of this worker failed
+        if not group().sharded:
+            raise
     except PluginError as error:
         if not group().lead(lambda: all(folder.scores(alias).parts() for alias in recipe.score)):
             raise
         warn(f"{error} Requests without scores are left out and counted.")  # the score table holds the reasons
+    return counts
 
 
-def _cached(folder: Store, recipe: Recipe, act: Callable[[], Any]) -> None:
-    """Call `act`, which fills tables of the folder. A table of an earlier model or scorer is removed and made again."""
+def _own_ids(folder: Store, recipe: Recipe, generator: str, requests: list[Request]) -> set[str] | None:
+    """Return the ids of the candidates that this worker of --shard makes, None without --shard.
+
+    A worker scores its own images, because those of other workers may not exist yet.
+    """
+    if not group().sharded:
+        return None
+    jobs, _, _ = checked_generate(folder, recipe, generator, requests, None)
+    return {job[3] for batch in own_batches(jobs, recipe.generate[generator].batch_size) for job in batch}
+
+
+def _cached(folder: Store, recipe: Recipe, act: Callable[[], T]) -> T:
+    """Call `act`, which fills tables of the folder. A table of an earlier model or scorer is removed and made again.
+
+    A worker of --shard removes nothing. Raises FingerprintError instead.
+    """
 
     def remove_tables(entries: list[str]) -> None:
         for entry in entries:
             remove(folder.folder / entry)
         note(f"{folder.folder}: {', '.join(entries)} come from an earlier model or scorer, and are made again.")
 
-    redoing(folder, recipe, act, group().lead, remove_tables)
+    try:
+        return redoing(folder, recipe, act, group().lead, None if group().sharded else remove_tables)
+    except FingerprintError as error:
+        if not group().sharded:
+            raise
+        text = "Run eval once with --limit 1 and without --shard, which removes it; then start the workers again."
+        raise FingerprintError(f"{str(error).partition(').')[0]}). {text}", "", error.keys) from error
 
 
 def assess(

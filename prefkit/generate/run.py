@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 from prefkit.config import Generate, Model, Recipe, bounds, compatibility
@@ -28,11 +29,13 @@ from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.output import Progress, note, warn
 from prefkit.plugin_guard import error_summary
 from prefkit.store import Store
+from prefkit.store.shared import see
 from prefkit.store.table import Table, candidate_row, note_pace, spelled_as
 from prefkit.types import Candidate, Request, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0
 MOST_CANDIDATES = 20_000_000  # per generator, so that all ids fit in memory
+REMEDY = "Use another name under generate."
 FORMATS = ("png", "webp")
 OUTCOMES = ("made", "failed", "flagged")
 Job = tuple[Request, int, int, str]  # request, index, seed, candidate id
@@ -47,13 +50,24 @@ def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
     if not recipe.requests.source and known:
         return known
     source = read_requests(recipe.requests, recipe.model.inputs, store)
-    wanted = keep_known(known, source, store.folder)
-    if {r.request_id: r for r in [*known, *wanted]} != {r.request_id: r for r in known}:
-        with store.lock("requests", seconds=60):
+    return add_requests(store, source)
+
+
+def add_requests(store: Store, requests: Sequence[Request]) -> list[Request]:
+    """Add requests to the run and return them, with the split that the run stores for known ones.
+
+    Workers of --shard take no lock: each reads again what it wrote, and repeats if another has replaced it. Raises
+    UsageError if the prompt or extra of a known request has changed.
+    """
+    while True:
+        known = store.requests()
+        wanted = keep_known(known, requests, store.folder)
+        if {r.request_id: r for r in [*known, *wanted]} == {r.request_id: r for r in known}:
+            return wanted
+        with nullcontext() if group().sharded else store.lock("requests", seconds=60):
             known = store.requests()  # another process may have added requests meanwhile
-            wanted = keep_known(known, source, store.folder)
+            wanted = keep_known(known, requests, store.folder)
             store.write_requests({r.request_id: r for r in [*known, *wanted]}.values())
-    return wanted
 
 
 def checked(
@@ -90,18 +104,13 @@ def checked(
     done = done_ids(store.candidates(name))
     if any(job[3] not in done for job in jobs):
         check_generator(model, settings)
-    _claim(store, name, spec, empty=not done, write=False)
+    store.candidates(name).claim(spec, REMEDY, empty=not done, write=False)
     return jobs, done, spec
 
 
 def model_of(store: Store, recipe: Recipe, settings: Generate) -> Model:
     """Return the recipe's model or, if `settings.model` is set, that trained model. Raises UsageError."""
     return recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
-
-
-def _claim(store: Store, name: str, spec: dict[str, Any], empty: bool, write: bool = True) -> None:
-    table = store.candidates(name)
-    table.claim(spec, "Use another name under generate.", empty=empty, write=write)
 
 
 def check(name: str, recipe: Recipe) -> None:
@@ -130,8 +139,8 @@ def run_generate(
 ) -> dict[str, Any]:
     """Generate the missing candidates of `recipe.generate[name]`. Returns counts. Raises PrefkitError.
 
-    With several processes (torchrun), each makes a part of the batches, and the counts are sums over all processes.
-    inputs: the run whose inputs/ table holds the images of these requests, default `store`.
+    With several processes (torchrun), each makes a part of the batches, and the counts are sums over all processes. A
+    worker of --shard makes its part and counts that. inputs: the run whose inputs/ table holds the images of these requests, default `store`.
     """
     processes = group()
     settings = recipe.generate[name]
@@ -144,9 +153,12 @@ def run_generate(
     with processes.held(store.lock(f"candidates/{name}")):
         done = done_ids(table)  # again, because another command may have held the lock and made some
         processes.wait()  # until all processes have read the table, which the next lines may change
-        processes.lead(lambda: _claim(store, name, spec, empty=not done))
+        # another worker of --shard may have claimed the table and be about to write its first rows
+        processes.lead(lambda: table.claim(spec, REMEDY, empty=not done and not processes.sharded))
         _check_agreed(processes, name, jobs)
-        batches = processes.share([jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)])
+        batches = own_batches(jobs, settings.batch_size)
+        if processes.sharded:
+            jobs = [job for batch in batches for job in batch]
         batches = [batch for batch in batches if any(job[3] not in done for job in batch)]
         counts = processes.broadcast({"wanted": len(jobs), "present": sum(job[3] in done for job in jobs)})
         missing = counts["wanted"] - counts["present"]
@@ -165,11 +177,17 @@ def run_generate(
             return made | {"seconds": round(time.monotonic() - start, 2)}
 
         counts |= _total(processes.each(make))
+        see(table.folder, processes.gather, processes.broadcast)
         if missing:
             processes.lead(lambda: note_pace(table.folder, counts["made"], counts.get("seconds", 0.0)))
         if counts["flagged"]:
             warn(f"generate {name}: the safety checker blanked {counts['flagged']} images, which are left out.")
     return counts
+
+
+def own_batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Return this process's share of the batches of all wanted jobs: it does not depend on what exists already."""
+    return group().share([list(jobs[i : i + size]) for i in range(0, len(jobs), size)])
 
 
 def _check_agreed(processes: Group, name: str, jobs: Sequence[Job]) -> None:

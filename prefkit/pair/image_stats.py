@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +19,7 @@ from prefkit.store.table import Table
 
 VERSION = 4  # if this number changes, all images are measured again
 SIDE = 128  # pixels of the longer side of the copy on which brightness, saturation and extremes are measured
-THREADS, ROWS = 4, 4096
+ROWS, CHUNK = 4096, 16  # rows of a part; images per thread that are read at once
 COLUMNS = ["id", "image", "path"]
 #: `error` of a candidate without an image, such as a mesh that was not rendered
 NO_IMAGE = "a payload without an image"
@@ -55,14 +56,22 @@ def image_stats(store: Store, generators: Sequence[str], wanted: set[str], write
 
 def _fill(store: Store, table: Table, generators: Sequence[str], missing: set[str]) -> None:
     rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(THREADS) as pool:
+    threads = usable_cores()  # Pillow and NumPy release the interpreter's lock while they decode and compute
+    with ThreadPoolExecutor(threads) as pool:
         for part in latest([store.candidates(name) for name in generators], COLUMNS, missing):
-            for batch in part.to_batches(max_chunksize=64):
+            for batch in part.to_batches(max_chunksize=CHUNK * threads):
                 rows += pool.map(measure, (item for item in batch.to_pylist() if item["id"] in missing))
                 if len(rows) >= ROWS:
                     table.append(rows)
                     rows = []
     table.append(rows)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use: its CPU affinity, and at most OMP_NUM_THREADS if set."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(cores, int(limit)) if limit.isdigit() and int(limit) else cores
 
 
 def measure(item: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from prefkit import registry
 from prefkit.config import Pair, Recipe, bounds, compatibility, content, plugin_options
-from prefkit.config.redo import made_from
+from prefkit.config.redo import trained_on
 from prefkit.errors import DamagedError, FingerprintError, NotYet, UsageError
 from prefkit.images import Background
 from prefkit.output import note, shell_quoted, warn
@@ -33,7 +33,7 @@ from prefkit.store.folders import check_pairs, whole_folder
 from prefkit.store.query import in_query
 from prefkit.store.reader import CandidateReader
 from prefkit.store.seal import check, open_sealed
-from prefkit.store.table import compare_settings
+from prefkit.store.table import compare_settings, read_part
 from prefkit.types import digest
 
 NO_WEIGHT = "pair: every weight is 0. Give at least one score a weight other than 0."
@@ -75,7 +75,7 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         existing = sound_json(folder / "spec.json") if _complete(folder) else None
         if existing is not None and existing.get("spec") == spec:
             return existing["counts"] | {"unchanged": True}
-        _check_unused(store, recipe, name, spec)
+        _check_unused(store, name, spec)
         outcome = _choose(inputs, config, strategy, name)
         report = audit(inputs.pool, outcome, list(weights), inputs.stats)
         paired = np.r_[outcome.pairs.win.to_numpy(), outcome.pairs.lose.to_numpy()]
@@ -106,7 +106,7 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple
     """
     config, strategy = settings_of(recipe, name)
     inputs = _read(store, config, strategy, name, limit, write=False)
-    _check_unused(store, recipe, name, _spec(inputs, config))
+    _check_unused(store, name, _spec(inputs, config))
     _choose(inputs, config, strategy, name)
     return inputs.weights, len(inputs.pool)
 
@@ -142,7 +142,7 @@ def _spec(inputs: Inputs, config: Pair) -> dict[str, Any]:
     }
 
 
-def _check_unused(store: Store, recipe: Recipe, name: str, spec: dict[str, Any]) -> None:
+def _check_unused(store: Store, name: str, spec: dict[str, Any]) -> None:
     """Raise FingerprintError if pairs/NAME was imported, or was made with other settings and a model was trained on it.
 
     Other pairs are replaced without asking: new scores change them, and they are made again in seconds.
@@ -155,7 +155,7 @@ def _check_unused(store: Store, recipe: Recipe, name: str, spec: dict[str, Any])
         compare_settings(store.pairs(name), before, now, "Use another name under pair.")
     except FingerprintError:
         imported = isinstance(stored.get("comparisons"), str)
-        if imported or any(f"pairs/{name}" in inputs for inputs in made_from(store, recipe).values()):
+        if imported or trained_on(store, name):
             raise
 
 
@@ -242,8 +242,11 @@ def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, flo
 
 def has_values(store: Store, alias: str) -> bool:
     """True if the scorer succeeded for at least one candidate. Pairs need no score of a scorer that failed."""
-    values = store.scores(alias).frame(["id", "value"]).value
-    return bool(values.notna().any())
+    table = store.scores(alias)
+    newest = read_part(path, ["value"]) if (path := next(reversed(table.parts()), None)) is not None else None
+    if newest is not None and newest.column("value").null_count < len(newest):
+        return True  # no later row replaces these, so the other parts need not be read
+    return bool(table.frame(["id", "value"]).value.notna().any())
 
 
 def no_scores(missing: Sequence[str], known: Sequence[str]) -> str:

@@ -50,6 +50,7 @@ class Job:
     seconds: float = 0.0
     first_error: str = ""
     failure: PrefkitError | None = None
+    begun: bool = False  # True if some of the wanted candidates, whoever scores them, had values before
 
     def __post_init__(self) -> None:
         self.batch_size = AdaptiveBatchSize(who=f"score {self.name}")
@@ -142,7 +143,7 @@ class Job:
 
     def settle(self) -> None:
         """Set `failure` if every candidate failed."""
-        if self.failure is None and self.counts["scored"] == self.counts["present"] == 0 and self.first_error:
+        if self.failure is None and not self.counts["scored"] and not self.begun and self.first_error:
             self.failure = PluginError(f"score {self.name}: every candidate failed, the first with: {self.first_error}")
 
 

@@ -18,6 +18,7 @@ from prefkit.score.core import check_requires, close, make_scorer
 from prefkit.score.licence import check_licence
 from prefkit.score.passes import Job, run_passes
 from prefkit.store import Store
+from prefkit.store.shared import see
 from prefkit.store.table import Table, note_pace
 
 REMEDY = "Use another name under score."
@@ -25,12 +26,19 @@ Key = tuple[str, str]  # (candidate id, request id)
 
 
 def run_scores(
-    store: Store, recipe: Recipe, names: Sequence[str], *, generators: Sequence[str] = (), limit: int | None = None
+    store: Store,
+    recipe: Recipe,
+    names: Sequence[str],
+    *,
+    generators: Sequence[str] = (),
+    limit: int | None = None,
+    ids: set[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compute all missing and failed values of the scores `names`. Returns the counts of each score.
 
     Under a launcher (such as torchrun) each process scores its share of the requests, and the counts are totals over all
-    processes. limit: maximum number of candidates. Raises UsageError if requests lack a column that a scorer requires, and
+    processes. A worker of --shard scores its share and counts that. limit: maximum number of candidates. ids: consider
+    only these candidates, whoever owns their requests. Raises UsageError if requests lack a column that a scorer requires, and
     FingerprintError if a table was made by another scorer. An error that stops one scorer (PluginError if every candidate
     failed) is raised after the other scorers have finished.
     """
@@ -40,7 +48,7 @@ def run_scores(
         jobs = []
         for name in names:
             try:
-                jobs.append(_job(store, recipe, name, generators, limit, locks))
+                jobs.append(_job(store, recipe, name, generators, limit, locks, ids))
             except PluginError as error:  # raised after the other scorers have finished
                 failures.append(error)
         for job in jobs:
@@ -48,9 +56,11 @@ def run_scores(
         try:
             shares = processes.each(lambda: _score(store, jobs, failures))
         except PrefkitError:
-            for job in jobs if processes.main else ():
+            for job in jobs if processes.main and not processes.sharded else ():
                 job.table.discard_empty()
             raise
+        for job in jobs:
+            see(job.table.folder, processes.gather, processes.broadcast)
         counts = {job.name: _total([share[job.name] for share in shares]) for job in jobs}
         if processes.main:
             for job in jobs:
@@ -79,8 +89,8 @@ def _score(store: Store, jobs: Sequence[Job], failures: Sequence[PrefkitError]) 
 
 
 def _total(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Merge the processes' counts: sums of `scored` and `failed`, the maximum of `seconds`, rank 0's other counts."""
-    total = shares[0] | {key: sum(share[key] for share in shares) for key in ("scored", "failed")}
+    """Merge the processes' counts: sums, but the maximum of `seconds`, and rank 0's other counts."""
+    total = shares[0] | {key: sum(share[key] for share in shares) for key in ("wanted", "present", "scored", "failed")}
     seconds = [share["seconds"] for share in shares if "seconds" in share]
     return total | ({"seconds": max(seconds)} if seconds else {})
 
@@ -119,9 +129,15 @@ def scorer_spec(scorer: Any, settings: Score) -> dict[str, Any]:
 
 
 def _job(
-    store: Store, recipe: Recipe, name: str, generators: Sequence[str], limit: int | None, locks: ExitStack | None
+    store: Store,
+    recipe: Recipe,
+    name: str,
+    generators: Sequence[str],
+    limit: int | None,
+    locks: ExitStack | None,
+    ids: set[str] | None = None,
 ) -> Job:
-    """Create the job of a score. If `locks` is set, also lock and claim the score's table."""
+    """Create this process's job of a score. If `locks` is set, also lock and claim the score's table."""
     settings, processes = recipe.score[name], group()
     chosen = list(generators or settings.generators)
     prepared: list[tuple[Any, dict[str, Any], list[Key]]] = []
@@ -139,13 +155,17 @@ def _job(
         locks.enter_context(processes.held(store.lock(f"scores/{name}")))
     done = scored_ids(table)
     processes.wait()  # all processes have read `done` before one of them writes
-    processes.lead(lambda: table.claim(spec, REMEDY, empty=not done, write=locks is not None))
+    # another worker of --shard may have claimed the table and be about to write its first rows
+    empty = not done and not processes.sharded
+    processes.lead(lambda: table.claim(spec, REMEDY, empty=empty, write=locks is not None))
     whole = scorer.scope == "within_request"
-    missing = missing_of(keys, done, whole)
-    present = len(keys) - len(missing)
-    counts: dict[str, Any] = {"wanted": present + len(missing[:limit]), "present": present, "scored": 0, "failed": 0}
-    todo = {key[0] for key in share_of(keys, missing, (processes.rank, processes.count), whole, limit)}
-    return Job(name, settings, scorer, table, chosen, todo, counts)
+    own = [key for key in keys if processes.owns(key[1])] if ids is None else among(keys, ids, whole)
+    missing = missing_of(own, done, whole)
+    present = len(own) - len(missing)
+    todo = {key[0] for key in limited(missing, (processes.rank, processes.count), whole, limit)}
+    counts: dict[str, Any] = {"wanted": present + len(todo), "present": present, "scored": 0, "failed": 0}
+    begun = any(cid in done for cid, _ in keys)
+    return Job(name, settings, scorer, table, chosen, todo, counts, begun=begun)
 
 
 def _nothing(store: Store) -> UsageError:
@@ -189,26 +209,24 @@ def missing_of(keys: Sequence[Key], done: set[str], whole: bool) -> list[Key]:
     return [key for key in keys if (key[1] in open_requests if whole else key[0] not in done)]
 
 
-def share_of(
-    keys: Sequence[Key], missing: Sequence[Key], share: tuple[int, int], whole: bool, limit: int | None
-) -> list[Key]:
-    """Return the missing keys that one process scores now. share: (rank, number of processes).
+def among(keys: Sequence[Key], ids: set[str], whole: bool) -> list[Key]:
+    """Return the keys of the candidates `ids`. whole: only those of requests all of whose candidates are in `ids`."""
+    cut = {request for cid, request in keys if cid not in ids} if whole else set()
+    return [key for key in keys if key[0] in ids and key[1] not in cut]
 
-    A request belongs to one process, chosen by the request's position in `keys`. Its position in `missing` may differ
-    between processes, since one may write scores before another reads the table. limit: maximum number of candidates
-    over all processes; if `whole`, requests are not split, and at least one is scored.
+
+def limited(missing: Sequence[Key], share: tuple[int, int], whole: bool, limit: int | None) -> list[Key]:
+    """Return the missing keys of a process that it scores now. share: (rank, number of processes).
+
+    limit: maximum number of candidates over all processes; if `whole`, requests are not split, and at least one is
+    scored.
     """
-    rank, count = share
-    numbers: dict[str, int] = {}
-    for _, request in keys:
-        numbers.setdefault(request, len(numbers))
-    open_keys = set(missing)
-    mine = [key for key in keys if numbers[key[1]] % count == rank and key in open_keys]
     if limit is None:
-        return mine
+        return list(missing)
+    rank, count = share
     most = (limit + count - 1 - rank) // count
-    if not whole or most >= len(mine):
-        return mine[:most]
-    cut = {request for _, request in mine[most:]}
-    kept = [key for key in mine if key[1] not in cut]
-    return kept or [key for key in mine if most and key[1] == mine[0][1]]
+    if not whole or most >= len(missing):
+        return list(missing[:most])
+    cut = {request for _, request in missing[most:]}
+    kept = [key for key in missing if key[1] not in cut]
+    return kept or [key for key in missing if most and key[1] == missing[0][1]]

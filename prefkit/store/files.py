@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,6 +26,9 @@ CHECKSUM = "checksum"
 SUM = re.compile(r"sha256:[0-9a-f]{64}")
 #: a JSON line with a checksum, {..., "crc": "8 hexadecimal digits"}, which is the CRC-32 of the line without this key
 SEALED_LINE = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}', re.DOTALL)
+#: errors of os.link on file systems without hard links
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+UNSEEN = 90.0  # seconds until a client of a network file system must see a file that another client has written
 #: subfolder of a run folder -> the command that fills it
 COMMANDS = {
     "candidates": "generate",
@@ -44,13 +49,22 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
     """Write `path` atomically: `save` writes a temporary file, which is flushed and renamed. Raises StoreError."""
-    temporary = temporary_beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def publish(temporary: Path) -> None:
         save(temporary)
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+
+    _through_temporary(path, publish)
+
+
+def _through_temporary(path: Path, act: Callable[[Path], Any]) -> None:
+    """Call `act` with the name of a temporary file beside `path`, which is removed afterwards. Raises StoreError."""
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        act(temporary)
     except OSError as error:
         raise StoreError(
             f"{path} could not be written: {error.strerror or error}. Previously stored data is intact."
@@ -119,6 +133,52 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomic(path, dump_json(plain | {CHECKSUM: json_sum(plain)}))
 
 
+def create_json(path: Path, value: Mapping[str, Any]) -> bool:
+    """Write a JSON object unless `path` exists; return True if this call wrote it. Raises StoreError.
+
+    Of several processes, also on different machines that share the folder, one writes the file: a hard link is made
+    completely or not at all, and fails if the name exists. Without hard links, the last of several processes wins.
+    """
+    written = False
+
+    def save(temporary: Path) -> None:
+        nonlocal written
+        plain = json.loads(utf8(dump_json(value)).decode("utf-8", "replace"))
+        temporary.write_bytes(utf8(dump_json(plain | {CHECKSUM: json_sum(plain)})))
+        written = _linked(temporary, path)
+
+    _through_temporary(path, save)
+    if not written:  # the name exists, but the directory may be cached without it
+        seen_within(UNSEEN, path.exists)
+    return written
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give `temporary` the name `path` too, unless that exists. Returns False if it exists."""
+    with open(temporary, "rb") as handle:
+        os.fsync(handle.fileno())
+    try:
+        os.link(temporary, path)
+    except FileExistsError:  # or a lost reply of a network file system, which then repeated the request
+        return temporary.stat().st_nlink == 2
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+    return True
+
+
+def seen_within(seconds: float, seen: Callable[[], bool]) -> bool:
+    """Wait up to `seconds` until `seen()` is true, and return its last value."""
+    end, pause = time.monotonic() + seconds, 0.01
+    while not (found := seen()) and time.monotonic() < end:
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)
+    return found
+
+
 def dump_json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n"
 
@@ -177,9 +237,14 @@ def remedy_for(path: Path) -> str:
 def set_aside(path: Path) -> Path:
     """Rename a damaged file or folder to NAME.damaged, replacing an earlier NAME.damaged, and return the new path."""
     damaged = path.with_name(f"{path.name}.damaged")
-    remove(damaged)
     with suppress(FileNotFoundError):  # another process has renamed it
-        os.replace(path, damaged)
+        try:
+            os.replace(path, damaged)
+        except OSError:  # an earlier NAME.damaged is a folder, or this is a folder
+            if not path.exists():
+                return damaged
+            remove(damaged)
+            os.replace(path, damaged)
     return damaged
 
 

@@ -71,8 +71,20 @@ def _abandoned(path: Path) -> bool:
         return not _alive(int(name["pid"]))
     if name or EARLIER.fullmatch(path.name):
         with suppress(FileNotFoundError):  # another process has just renamed or removed it
-            return time.time() - path.lstat().st_mtime > ABANDONED
+            return _now(path.parent) - path.lstat().st_mtime > ABANDONED
     return False
+
+
+def _now(folder: Path) -> float:
+    """Return the time by the clock of the folder's file system, which may be another machine's."""
+    probe = temporary_beside(folder / "clock")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:  # no permission to write
+        return time.time()
+    finally:
+        remove(probe)
 
 
 def _alive(pid: int) -> bool:

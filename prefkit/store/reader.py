@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -86,9 +87,17 @@ def by_request(
     A request with a candidate in a damaged part is skipped, because some scores depend on all its candidates.
     """
     requests = {r.request_id: r for r in store.requests()}
-    cursor = lru_cache(OPEN_PARTS)(lambda path: Cursor(path, columns))
+    wanted = _positions(store, generators, ids)
+    unread = Counter(path for positions in wanted.values() for path, _ in positions)
+    cursors: dict[Path, Cursor] = {}  # the most recently used one last
     images = store.input_images()
     damaged: set[Path] = set()
+
+    def cursor(path: Path) -> Cursor:
+        cursors[path] = cursors.pop(path, None) or Cursor(path, columns)
+        if len(cursors) > OPEN_PARTS:
+            del cursors[next(iter(cursors))]
+        return cursors[path]
 
     def read_row(path: Path, index: int) -> dict[str, Any] | None:
         import pyarrow as pa
@@ -98,12 +107,16 @@ def by_request(
                 return cursor(path).row(index)
             except (pa.ArrowException, OSError):
                 damaged.add(path)
-            cursor.cache_clear()  # closes the file
+            cursors.clear()  # closes the file
             read_part(path, columns)  # renames the part, with a warning
         return None
 
-    for positions in _positions(store, generators, ids).values():
+    for positions in wanted.values():
         rows = [read_row(path, index) for path, index in positions]
+        for path, _ in positions:
+            unread[path] -= 1
+            if not unread[path]:
+                cursors.pop(path, None)
         if all(row is not None for row in rows):
             yield [candidate_of(row, requests, images) for row in rows if row is not None]
         del rows  # so that memory never holds the images of two requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import FingerprintError, StoreError
 from prefkit.output import warn
-from prefkit.store.files import COMMANDS, read_json, set_aside, write_json, write_whole
-from prefkit.store.litter import unique
+from prefkit.store.files import COMMANDS, create_json, read_json, set_aside, write_json, write_whole
+from prefkit.store.litter import sweep, unique
 from prefkit.store.seal import open_sealed, seal
 from prefkit.types import Candidate, Comparison, Request, candidate_schema, comparison_schema, digest
 
@@ -23,22 +24,37 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+#: errors of reading a file that do not mean that its content is damaged
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)
+
+
 class Table:
-    """A folder of Parquet parts with one schema, and spec.json with the settings that made its rows."""
+    """A folder of Parquet parts with one schema, and spec.json with the settings that made its rows.
+
+    Any number of processes, on any machines that share the folder, may append at the same time. Parts never change.
+    """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self.folder, self.schema = folder, schema
+        self._newest: int | None = None  # the highest number of a part that this object has listed or written
+        self._claimed: dict[str, Any] | None = None  # the settings in spec.json when this object claimed the table
 
     def parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.parquet"))
+        paths = sorted(self.folder.glob("part-*.parquet"))
+        numbers = [int(match[1]) for path in paths if (match := re.match(r"part-(\d+)-", path.name))]
+        self._newest = max([*numbers, self._newest or 0])
+        return paths
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as one new part. A row replaces rows with the same id in earlier parts."""
         if rows:
-            self.write(f"part-{time.time_ns()}-{unique()}.parquet", rows)
+            self.write(f"part-{self._next()}-{unique()}.parquet", rows)
 
     def write(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows as the part with this file name, atomically; an earlier part of this name is replaced."""
+        """Write rows as the part with this file name, atomically; an earlier part of this name is replaced.
+
+        Raises StoreError if another command has moved the table away, or changed its settings, since it was claimed.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -56,6 +72,11 @@ class Table:
             pq.write_table(table, temporary, **options)
             seal(temporary)
 
+        if self._claimed is not None and self.spec() != self._claimed:
+            raise StoreError(
+                f"another command has moved or changed {self.folder} while this one was writing to it. Rows that were "
+                "written before are kept; run the same command again."
+            )
         write_whole(self.folder / part, save)
 
     def remove(self, ids: set[str]) -> None:
@@ -66,6 +87,13 @@ class Table:
             left = [row for row in rows if row["id"] not in ids]
             if len(left) < len(rows):
                 self.write(path.name, left) if left else path.unlink(missing_ok=True)
+
+    def _next(self) -> int:
+        """Return the number of a new part: the time in ns, but above all parts that were read, even if clocks differ."""
+        if self._newest is None:
+            self.parts()
+        self._newest = max(time.time_ns(), (self._newest or 0) + 1)
+        return self._newest
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the parts, oldest first. They include rows that later rows replace, unlike those of store/latest.py."""
@@ -105,6 +133,9 @@ class Table:
             for part in self.parts() if write else ():
                 part.unlink(missing_ok=True)
             check_fingerprint(path, fingerprint, remedy, fresh=True, write=write)
+        if write:
+            self._claimed = self.spec()
+            sweep(self.folder)
 
     def discard_empty(self) -> None:
         """Remove the folder of a table without rows, which a failed command has claimed."""
@@ -117,16 +148,21 @@ class Table:
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
     """Read `columns` (None: all) of a part. If the part is damaged, rename it to NAME.damaged, warn and return None.
 
-    Raises StoreError if permission is denied.
+    Returns None too if another process has just renamed or removed the part. Raises StoreError if permission is denied
+    or the file system fails.
     """
     import pyarrow as pa
 
     try:
         with open_sealed(path, columns) as file:
             return file.read(columns=list(columns) if columns is not None else None)
+    except FileNotFoundError:
+        return None
     except PermissionError as error:
         raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself permission to read it.") from error
     except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) in PASSING:
+            raise StoreError(f"{path} could not be read: {error}. Run the same command again.") from error
         folders = (path.parent.parent.name, path.parent.name)
         verb = next((COMMANDS[name] for name in folders if name in COMMANDS), "run")
         warn(
@@ -141,12 +177,13 @@ def check_fingerprint(
 ) -> None:
     """Raise FingerprintError if `path` stores other settings than `fingerprint`; if it does not exist, write it.
 
-    fresh: True replaces the stored settings. write: False writes nothing, for a dry run.
+    Of several processes that call this at once with different settings, one writes and the others raise. fresh: True
+    replaces the stored settings. write: False writes nothing, for a dry run.
     """
     wanted = json.loads(json.dumps(fingerprint, default=str))
-    if fresh or not path.exists():
-        if write:
-            write_json(path, wanted)
+    if fresh and write:
+        write_json(path, wanted)
+    if fresh or (not path.exists() and (not write or create_json(path, wanted))):
         return
     compare_settings(path.parent, read_json(path), wanted, remedy)
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,8 @@ def preload() -> None:
     torch.set_num_threads(1)
 
 
-def start(argv: list[Any], where: Path, log: Path) -> int:
-    """The pid of a child that runs the command line in `where`; stdout and stderr go to `log`."""
+def start(argv: list[Any], where: Path, log: Path, before: Callable[[], None] = lambda: None) -> int:
+    """The pid of a child that runs the command line in `where`, after `before`; stdout and stderr go to `log`."""
     pid = os.fork()
     if pid:
         return pid
@@ -91,6 +92,7 @@ def start(argv: list[Any], where: Path, log: Path) -> int:
         sys.stdout, sys.stderr = open(1, "w", encoding="utf-8"), open(2, "w", encoding="utf-8")  # noqa: SIM115
         from prefkit.cli.main import run
 
+        before()
         code = run([str(a) for a in argv])
         sys.stdout.flush()
         sys.stderr.flush()

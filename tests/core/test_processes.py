@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -77,6 +81,8 @@ def before(owner, name, act):
 
 if os.environ["RANK"] == who and where == "training":
     before(Trainer, "update", die)
+elif os.environ["RANK"] == who and where == "signal":  # as from a scheduler, but the others hear of it from this rank
+    before(Trainer, "update", lambda: os.kill(os.getpid(), signal.SIGTERM))
 elif os.environ["RANK"] == who:
     before(prepare, "_fill", die if where == "cache" else fail)
 cli.main(["train", "-r", recipe])
@@ -88,34 +94,50 @@ def test_a_dead_process_ends_the_other(recipe, cli, forks, tmp_path):
     for verb in ("generate", "score", "pair"):
         assert cli(verb, "-r", recipe)[0] == 0
     launches = []
-    for number, (where, who) in enumerate([("cache", 1), ("cache", 0), ("training", 1), ("error", 1)]):
+    for number, (where, who) in enumerate([("cache", 1), ("cache", 0), ("training", 1), ("error", 1), ("signal", 1)]):
         shutil.copytree(tmp_path / "run", tmp_path / f"run{number}")
         own = tmp_path / f"{number}.yaml"
         own.write_text(recipe.read_text().replace(f"run: {tmp_path}/run", f"run: {tmp_path}/run{number}"))
         launches.append(forks.ranks(own, where, who, code=DEAD))
     said = [[rank.communicate()[1] for rank in ranks] for ranks in launches]
     codes = [[rank.returncode for rank in ranks] for ranks in launches]
-    assert codes == [[1, -9], [-9, 1], [1, -9], [2, 2]], said
+    assert codes == [[1, -9], [-9, 1], [1, -9], [2, 2], [130, 130]], said
     errors = [[line for line in text.splitlines() if line.startswith("Error:")] for each in said for text in each]
-    assert [len(own) for own in errors] == [1, 0, 0, 1, 1, 0, 0, 1]
+    assert [len(own) for own in errors] == [1, 0, 0, 1, 1, 0, 0, 1, 0, 0]
+    assert [path.name for path in (tmp_path / "run4" / "train" / "dpo" / "checkpoints").iterdir()] == ["step-1"]
     reasons = [own[0] for own in errors if own]
     assert "process 1 of 2 was killed" in reasons[0] and "the launch is over" in reasons[1]
     assert "another process has ended" in reasons[2] and "row 7 cannot be read" in reasons[3]
 
 
-def test_locks_of_one_and_of_many_processes_exclude_each_other(recipe, cli, monkeypatch):
+@pytest.mark.slow
+def test_a_launcher_that_is_terminated_saves_a_checkpoint(recipe, cli, tmp_path):
+    for verb in ("generate", "score", "pair"):
+        assert cli(verb, "-r", recipe)[0] == 0
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "prefkit", "train"]
+    process = subprocess.Popen([sys.executable, *launch, "-r", str(recipe), "--steps", "100000"])
+    log, folder = tmp_path / "run" / "train" / "dpo" / "metrics.jsonl", tmp_path / "run" / "train" / "dpo"
+    try:
+        end = time.monotonic() + 300
+        while not (log.exists() and log.read_text().count('"loss"') >= 3):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) != 0
+    finally:
+        process.kill()
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) >= 3
+
+
+def test_a_locked_table_is_refused_by_name(recipe, cli):
     for verb in ("generate", "score", "pair"):
         assert cli(verb, "-r", recipe)[0] == 0
     store = Run(recipe=recipe).store
-    for variables in ({}, {"RANK": "1", "WORLD_SIZE": "2"}):
-        for key, value in variables.items():
-            monkeypatch.setenv(key, value)
-        shared = [("generate", "candidates/own"), ("score", "scores/size")]
-        # a training's processes must be able to meet, and these have no address where they could
-        for verb, what in [*shared, *([] if variables else [("train", "train/dpo-sft")])]:
-            with store.lock(what):
-                code, _, err = cli(verb, "-r", recipe, *(["--controls"] if verb == "train" else []))
-            assert code == 1 and f"another process is working on {what}" in err, err
+    for verb, what in [("generate", "candidates/own"), ("score", "scores/size"), ("train", "train/dpo-sft")]:
+        with store.lock(what):
+            code, _, err = cli(verb, "-r", recipe, *(["--controls"] if verb == "train" else []))
+        assert code == 1 and f"another process is working on {what}" in err, err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from prefkit import distributed
 from prefkit.config import Eval, Generate, Model, Pair, Recipe, Score, Set, Train
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.evaluate.run import assess_scorer, make, run_eval
@@ -116,6 +117,41 @@ def test_another_model_moved_and_is_judged_both_ways(result):
     assert rows["dark"]["n_requests"] == 6 and rows["dark"]["requests_left_out"] == 1
     assert rows["light"]["used_for_pairs"] and not rows["dark"]["used_for_pairs"]
     assert result["correlations"]["light"]["dark"] == pytest.approx(-1.0)
+
+
+def test_workers_share_the_images_and_a_later_command_compares(run, result):
+    store, recipe = run
+    shared = replace(recipe.eval["held"], models=["same"], base_steps=[], sets={"own": Set()})
+    recipe = replace(recipe, eval={"shared": shared})
+    counts = []
+    try:
+        for index in (1, 0, 1):
+            distributed.use_shard((index, 2))
+            counts.append(run_eval(store, recipe, "shared"))
+    finally:
+        distributed.use_shard(None)
+    assert [each["made"] for each in counts] == [counts[0]["made"], 42 - counts[0]["made"], 0] and counts[0]["made"]
+    assert sum(each["scored"] for each in counts) == 2 * 42 - 6  # one scorer fails on one prompt
+    folder = store.eval("shared")
+    parts = sorted(folder.rglob("part-*"))
+    assert not (folder / "result.json").exists()
+    for model in ("base", "same"):
+        tables = [Store(store.eval(name) / "own" / model).candidates("own").frame() for name in ("held", "shared")]
+        pd.testing.assert_frame_equal(*(table.sort_values("id", ignore_index=True) for table in tables))
+    assert run_eval(store, recipe, "shared")["sets"]["own"]["same"] == result["sets"]["own"]["same"]
+    assert sorted(folder.rglob("part-*")) == parts
+
+
+def test_a_worker_removes_no_images_of_an_earlier_model(run, result, monkeypatch):
+    store, recipe = run
+    changed = replace(recipe, score=recipe.score | {"dark": replace(recipe.score["dark"], dtype="bfloat16")})
+    distributed.use_shard((0, 2))
+    try:
+        with pytest.raises(FingerprintError, match="Run eval once with --limit 1 and without --shard"):
+            run_eval(store, changed, "held")
+    finally:
+        distributed.use_shard(None)
+    assert len(Store(store.eval("held") / "own" / "base").scores("dark").frame()) == 28
 
 
 def test_win_rate_against_the_images_themselves(run, result):

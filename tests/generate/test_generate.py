@@ -95,14 +95,12 @@ def test_batch_size_and_order_leave_images_as_they_are(recipe, tmp_path):
     assert max(np.abs(pixels(one[k]).astype(int) - pixels(other[k])).max() for k in one) <= 1
 
 
-def test_two_processes_share_the_ids(recipe, monkeypatch):
-    run = Run(recipe=recipe)
-    made = []
-    for own in ("0", "1"):
-        monkeypatch.setenv("RANK", own)
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        made.append(run.generate(limit=3)["own"]["made"])
-    assert made == [8, 4] and len(table(run)) == 12
+def test_ranks_that_cannot_communicate_are_refused(recipe, monkeypatch):
+    """A process that silently made every second batch would leave the others to nobody."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="MASTER_ADDR is not.*--shard auto"):
+        Run(recipe=recipe).generate(limit=3)
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(recipe, capsys):

@@ -13,8 +13,9 @@ from PIL import Image
 
 from prefkit.api import Run
 from prefkit.config import Recipe, Score
-from prefkit.score.run import missing_of, share_of
+from prefkit.score.run import limited, missing_of
 from prefkit.store import Store
+from prefkit.store.shared import owner
 from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
@@ -51,15 +52,19 @@ def run(tmp_path):
 KEYS = [(f"c{i}", f"r{i % 5}") for i in range(12)]
 
 
+def share(wanted, done, own, of, whole):
+    return missing_of([key for key in wanted if owner(key[1], of) == own], done, whole)
+
+
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("of", [1, 2, 3, 7])
 def test_shares_cover_everything_whatever_each_process_has_seen(of, whole):
-    """A process that looks later sees more done: the shares of what was missing to both must still meet."""
+    """A process that looks later sees more done, and one with a late listing fewer candidates: the shares still meet."""
     for first, second in itertools.product([set(), {"c0"}, {"c0", "c5", "c7"}, {c for c, _ in KEYS[:9]}], repeat=2):
         seen = [first if own % 2 else second for own in range(of)]
-        shares = [
-            set(share_of(KEYS, missing_of(KEYS, done, whole), (own, of), whole, None)) for own, done in enumerate(seen)
-        ]
+        shares = [set(share(KEYS, done, own, of, whole)) for own, done in enumerate(seen)]
+        late = [set(share(KEYS[::2], done, own, of, whole)) for own, done in enumerate(seen)]
+        assert all(part <= full for part, full in zip(late, shares, strict=True))
         assert all(not a & b for a, b in itertools.combinations(shares, 2))
         assert {key for key in KEYS if key[0] not in first | second} <= set().union(*shares)
         owner = {request: own for own, share in enumerate(shares) for _, request in share}
@@ -68,9 +73,9 @@ def test_shares_cover_everything_whatever_each_process_has_seen(of, whole):
 
 def test_a_limit_is_for_all_processes_together_and_cuts_no_request():
     for of, limit in itertools.product((1, 2, 3), (1, 4, 5, 12, 99)):
-        shares = [share_of(KEYS, KEYS, (own, of), False, limit) for own in range(of)]
+        shares = [limited(share(KEYS, set(), own, of, False), (own, of), False, limit) for own in range(of)]
         assert sum(map(len, shares)) <= limit and (of > 1 or len(shares[0]) == min(limit, 12))
-    found = share_of(KEYS, KEYS, (0, 1), True, 4)
+    found = limited(KEYS, (0, 1), True, 4)
     assert found and all(key in found for key in KEYS if key[1] in {request for _, request in found})
 
 
