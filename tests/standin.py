@@ -86,6 +86,10 @@ class Cuda(T):
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)
 
+    def __new__(cls, tensor: Any, requires_grad: bool = False) -> Any:
+        """A parameter: accelerate's hooks make a new one of the old one's type, which is this for those on the card."""
+        return torch.nn.Parameter(tensor, requires_grad)
+
     def get_device(self) -> int:
         return 0
 

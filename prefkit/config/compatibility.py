@@ -109,6 +109,14 @@ MESH: Rows = {
 GENERATE: Rows = {
     "model is {entry.model}, a trained model, which {entry.use} cannot load. Set use to diffusers or mesh, or remove "
     "`model`.": lambda c: c.entry.model is not None and ":" in c.entry.use,
+    "offload is {entry.offload}, but {entry.use} is not a diffusers pipeline. Remove the key.": lambda c: (
+        c.entry.offload != "none" and c.entry.use != "diffusers"
+    ),
+    "offload is {entry.offload}, but compile is on, which is untested with offloading. Remove one of the keys.": (
+        lambda c: c.entry.offload != "none" and c.entry.compile
+    ),
+    "offload is sequential, which cannot move quantized layers ({model.quantize}). Set offload: model, or "
+    "model.quantize: null.": lambda c: c.entry.offload == "sequential" and c.model.quantize,
 }
 COMPARE: Rows = {
     "by is for pairs: extremes. Set pairs: extremes, or remove `by`.": lambda c: c.entry.by and c.entry.pairs == "all",

@@ -76,6 +76,9 @@ class Generate:
     batch_size: int = runtime(8)
     #: torch.compile the denoiser
     compile: bool = runtime(False)
+    #: none | model | sequential: keep the pipeline in CPU memory, and move to the GPU only the part (text encoder,
+    #: denoiser, VAE) or the single layer that computes. Saves memory, but is slower, `sequential` much
+    offload: str = runtime("none")
     #: cpu | cuda | mps; null = the best available
     device: str | None = runtime(None)
     #: fraction of failed candidates above which the command ends with exit code 3

@@ -176,6 +176,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
     from prefkit.models.long_prompts import too_long
 
     arguments: Any = {"device": device_of(settings.device), "dtype": settings.dtype, "scheduler": settings.scheduler}
+    arguments["offload"] = settings.offload
     pipe = load_pipeline(**model_arguments(model), **arguments)
     if settings.compile:
         name = denoiser_name(pipe)

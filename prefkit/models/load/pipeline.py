@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from prefkit import output
 from prefkit.config import Model
 from prefkit.errors import CaptureError, TrainingError, UsageError
+from prefkit.models.cpu_offload import place
 from prefkit.models.load.folder import INDEX, not_a_pipeline, variant_of
 from prefkit.models.load.single_file import from_single_file
 from prefkit.models.lora.check import check_whole, refuse_unread
@@ -47,6 +48,8 @@ def load_pipeline(
     sequential_offload: bool = False,
     quantize: str | None = None,
     vae_tiling: bool = False,
+    offload: str = "none",
+    keep_denoiser: bool = False,
 ) -> Any:
     """Load a DiffusionPipeline onto `device`, with weights from safetensors files.
 
@@ -60,6 +63,8 @@ def load_pipeline(
                single file
     quantize   store the denoiser's linear layers in nf4, int8 or fp8 (models/quantize.py)
     vae_tiling encode and decode large images in tiles
+    offload    none | model | sequential: keep parts in CPU memory until they are called (models/cpu_offload.py);
+               keep_denoiser: the denoiser stays on the device nevertheless
     Raises UsageError for a missing path, a folder that is not a pipeline, an unknown name or missing safetensors;
     TrainingError for an adapter that changes a text encoder, if no text encoder is loaded.
     """
@@ -92,7 +97,7 @@ def load_pipeline(
         _load_adapters(pipe, adapters)
     if vae_tiling:
         _enable_tiling(pipe)
-    return pipe.to(device)
+    return place(pipe, device, offload, denoiser_name(pipe) if keep_denoiser else None)
 
 
 def _with_offload(open_pipeline: Callable[[Any], Any], load_part: Any, where: tuple[Any, ...]) -> Any:
