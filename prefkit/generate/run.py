@@ -200,7 +200,7 @@ def _count_truncated(name: str, call: Any, jobs: Sequence[Job]) -> dict[str, int
         return {}
     from prefkit.models.long_prompts import truncation_warning
 
-    warn(truncation_warning(f"generate {name}", count, len(prompts), limit))
+    warn(truncation_warning(f"generate {name}", count, len(prompts), limit, getattr(call, "remedy", "")))
     return {"long_prompts": count}
 
 

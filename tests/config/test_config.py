@@ -8,7 +8,7 @@ from prefkit import config
 
 # decided by hand; a new field must be added to one of the two
 CONTENT = {
-    "Model": {"base", "revision", "adapters", "config", "inputs", "quantize", "vae_tiling"},
+    "Model": {"base", "revision", "adapters", "config", "inputs", "quantize", "vae_tiling", "variant", "long_prompts"},
     "Requests": {"source", "prompt_column", "split_column", "test_share"},
     "Generate": {
         "use",
