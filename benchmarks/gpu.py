@@ -4,10 +4,11 @@
     python benchmarks/gpu.py --rows "sd15 dpo"           # only rows whose name contains the text
     python benchmarks/gpu.py --list                      # names of the rows
     python benchmarks/gpu.py --wheels                    # packages that this machine lacks, one per line
-    python benchmarks/gpu.py --smoke --device cpu        # every row with tiny models, in one process
+    python benchmarks/gpu.py --smoke --device cpu        # every row with tiny models
 
-After each row, OUT/gpu.json and OUT/gpu.md are written. Rows run in a process apart from this one. If a row fails, its reason
-is kept, and the next row starts in a new process, so that its memory is free. Models are Stable Diffusion 1.5 at 512 px (sd15),
+After each row, OUT/gpu.json and OUT/gpu.md are written. Rows run in another process. If a row fails or takes
+too long, its reason is kept, and the next row starts in a new process, so that memory is free. Rows that do not fit into the
+time are listed. Models are Stable Diffusion 1.5 at 512 px (sd15),
 SDXL at 1024 px, and the FLUX transformer at 1024 px, in their published sizes (on_gpu/models.py).
 
 time     median seconds per step, image or round

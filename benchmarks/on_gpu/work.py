@@ -378,7 +378,7 @@ def online(row: Row, place: Place) -> dict[str, Any]:
     from prefkit.train.run import run_train
 
     objective = row.options["objective"]
-    size = {"requests": 1, "samples": 2} if place.tiny else {"requests": 2, "samples": 8}
+    size = {"requests": 1, "samples": 2} if place.tiny else {"requests": 1, "samples": 8}
     settings = Online(rewards={"size": 1.0}, rounds=2, steps=TINY_STEPS if place.tiny else 10, watch_every=0, **size,
                       statistics=row.options.get("statistics", "group"))  # fmt: skip
     with place.pipeline(row) as base:
