@@ -1,4 +1,4 @@
-"""One table for the day a GPU is there: prefkit's stages at real model sizes with random weights, without network.
+"""Measure prefkit's stages on a GPU, at real model sizes with random weights, without network, in one table.
 
     python benchmarks/gpu.py --minutes 8 --out results   # all rows that fit into the time, the most valuable first
     python benchmarks/gpu.py --rows "sd15 dpo"           # only rows whose name contains the text

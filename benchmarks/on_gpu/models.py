@@ -26,7 +26,7 @@ VOCABULARY = 49408
 
 
 def make_pipeline(model: str, folder: Path, tiny: bool, device: str) -> Path:
-    """Save the pipeline in `folder`, unless it is there already. tiny: as in the tests, for a CPU."""
+    """Save the pipeline in `folder`, unless it already exists. tiny: as in the tests, for a CPU."""
     if (folder / "model_index.json").exists():
         return folder
     whole = folder.with_name(folder.name + ".part")

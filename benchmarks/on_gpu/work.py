@@ -42,7 +42,7 @@ TINY_SIDE, TINY_STEPS = 64, 2
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows run. out: folder for files that later rows use. seconds: measured time that is aimed at per row."""
+    """The folder and the device of a measurement. out: folder for files that later rows use. seconds: measured time that is aimed at per row."""
 
     out: Path
     device: str

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, the table for the day a GPU is there: its rows on the CPU, and rows that fail."""
+"""benchmarks/gpu.py: its rows on the CPU, and rows that fail."""
 
 from __future__ import annotations
 

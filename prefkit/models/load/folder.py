@@ -29,7 +29,7 @@ COPY_AGAIN = "Copy or download the whole pipeline again."
 
 @dataclass(frozen=True)
 class Files:
-    """Which weight files to load. variant: such as "fp16", or None. only: the folder has no plain files.
+    """The weight files to load. variant: such as "fp16", or None. only: the folder has no plain files.
 
     pickled: a component has only .bin files. diffusers and transformers read them with torch.load(weights_only=True),
     which runs no code from the file.
