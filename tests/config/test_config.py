@@ -139,7 +139,7 @@ CONTENT = {
 FREE = {
     "Model": {"trust_remote_code"},
     "Requests": set(),
-    "Generate": {"n", "latents", "format", "splits", "batch_size", "compile", "device", "max_failed"},
+    "Generate": {"offload", "n", "latents", "format", "splits", "batch_size", "compile", "device", "max_failed"},
     "Score": {"generators", "batch_size", "device", "max_failed", "accept_license"},
     "Compare": {"pairs", "by", "most", "generators", "batch_size", "device", "max_failed", "accept_license"},
     "Pair": set(),
