@@ -113,10 +113,12 @@ def test_shards_change_nothing(run, pair_rows, two):
     run_train(back, back_recipe, "dpo", limit=2)  # begun by one process, ended by two
     onward = replace(back_recipe.train["dpo"], shard="fsdp2", batch_size=2)
     ended = replace(back_recipe, train={"dpo": onward})
-    stderr, told = two((many, many_recipe), (back, ended))
-    assert told == ["5 True\n5 True\n"] * 2
+    whole, whole_recipe = run(where="whole", **full | split)  # gradients are summed during the backward pass
+    stderr, told = two((many, many_recipe), (back, ended), (whole, whole_recipe))
+    assert told == ["5 True\n5 True\n5 True\n"] * 2
     assert stderr.count("weights sharded over 2 processes") == 2
     alike(one, many, 2e-5)
+    alike(one, whole, 2e-5)
     alike(small, back, 2e-4)
     ours, theirs = (checkpoint.load_last(store.train("dpo") / "checkpoints") for store in (one, many))
     shapes = [
