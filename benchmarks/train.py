@@ -202,7 +202,7 @@ def random_model(args: argparse.Namespace, folder: Path) -> str:
 
 
 def step_of(loop, folder: Path) -> Callable[[int], object]:
-    made, log = Made(loop), Log(folder / "metrics.jsonl", 0, "none")
+    made, log = Made(loop), Log(folder / "metrics.jsonl", 0, loop.config)
     return lambda number: one_step(loop, made, log)
 
 

@@ -385,8 +385,30 @@ class Processes:
         """All-reduce `tensor` in place. Raises ProcessError if another process has ended."""
         import torch
 
-        try:
+        with self._explained():
             torch.distributed.all_reduce(tensor, how)
+
+    def start_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Start to sum `tensor` over all processes in place; the returned function waits for the end.
+
+        All processes must start their sums, and make their other calls, in the same order. Raises ProcessError.
+        """
+        import torch
+
+        with self._explained():
+            handle = torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.SUM, async_op=True)
+
+        def wait() -> None:
+            with self._explained():
+                handle.wait()
+
+        return wait
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Context that turns the error of a collective into a ProcessError that names the process that has ended."""
+        try:
+            yield
         except RuntimeError as error:
             raise self.group.failure() or ProcessError(
                 f"another process has ended during a step ({' '.join(str(error).split())[:160]}). Finished work is "

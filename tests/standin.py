@@ -86,6 +86,10 @@ class Cuda(T):
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)
 
+    def __new__(cls, tensor: Any, requires_grad: bool = False) -> Any:
+        """A parameter: accelerate's hooks make a new one of the old one's type, which is this for those on the card."""
+        return torch.nn.Parameter(tensor, requires_grad)
+
     def get_device(self) -> int:
         return 0
 
@@ -109,13 +113,21 @@ class Cuda(T):
         tensors = [x for x in flat if isinstance(x, T)]
         _refuse_mixture(func, args, tensors)
         _refuse_when_full(func, tensors)
-        real = [plain(x) if isinstance(x, Cuda) else CPU if isinstance(x, torch.device) else x for x in flat]
+        real = [plain(x) if isinstance(x, Cuda) else CPU if _is_cuda_device(x) else x for x in flat]
         given, named = tree_unflatten(real, spec)
         out = func(*given, **named)
         if func.overloadpacket is aten.copy_:
             return args[0]
         back = {id(r): x for r, x in zip(real, flat, strict=True) if isinstance(x, T)}
-        return tree_map(lambda t: back[id(t)] if id(t) in back else card(t), out)
+        return tree_map(lambda t: back[id(t)] if id(t) in back else t if _is_meta(t) else card(t), out)
+
+
+def _is_cuda_device(value: Any) -> bool:
+    return isinstance(value, torch.device) and value.type == "cuda"
+
+
+def _is_meta(value: Any) -> bool:
+    return isinstance(value, T) and value.is_meta
 
 
 def _refuse_mixture(func: Any, args: Any, tensors: list[Any]) -> None:

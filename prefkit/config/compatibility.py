@@ -18,7 +18,15 @@ STEADY = 12  # training with fewer samples per group collapsed in Flow-GRPO's ab
 MOST_SAMPLES = 1_000_000  # per round, whose images are all in memory
 SINGLE_FILES = (".safetensors", ".ckpt")
 SAMPLERS = ("diffusers", "mesh")  # generators that can sample a trained model
-MESH_MODEL = ("revision", "config", "quantize", "vae_tiling", "inputs", "trust_remote_code")  # ignored for mesh models
+MESH_MODEL = (
+    "revision",
+    "variant",
+    "config",
+    "quantize",
+    "vae_tiling",
+    "inputs",
+    "trust_remote_code",
+)  # ignored for mesh models
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,12 @@ Rows = Mapping[str, Callable[[Case], Any]]
 MODEL: Rows = {
     ".model.quantize is {model.quantize}, but {model.base} is a single file. Set model.quantize to null, or model.base "
     "to a pipeline folder or a Hub id.": lambda c: c.model.quantize and c.model.base.endswith(SINGLE_FILES),
+    ".model.variant is {model.variant}, but {model.base} is a single file. Remove the key.": lambda c: (
+        c.model.variant and c.model.base.endswith(SINGLE_FILES)
+    ),
+    ".model.long_prompts is {model.long_prompts}, which is unknown; choose cut or chunks.": lambda c: (
+        c.model.long_prompts not in ("cut", "chunks")
+    ),
 }
 MESH: Rows = {
     "{c.unread} is set, but has no effect on a mesh model with these settings. Remove the key.": lambda c: c.unread,
@@ -109,6 +123,14 @@ MESH: Rows = {
 GENERATE: Rows = {
     "model is {entry.model}, a trained model, which {entry.use} cannot load. Set use to diffusers or mesh, or remove "
     "`model`.": lambda c: c.entry.model is not None and ":" in c.entry.use,
+    "offload is {entry.offload}, but {entry.use} is not a diffusers pipeline. Remove the key.": lambda c: (
+        c.entry.offload != "none" and c.entry.use != "diffusers"
+    ),
+    "offload is {entry.offload}, but compile is on, which is untested with offloading. Remove one of the keys.": (
+        lambda c: c.entry.offload != "none" and c.entry.compile
+    ),
+    "offload is sequential, which cannot move quantized layers ({model.quantize}). Set offload: model, or "
+    "model.quantize: null.": lambda c: c.entry.offload == "sequential" and c.model.quantize,
 }
 COMPARE: Rows = {
     "by is for pairs: extremes. Set pairs: extremes, or remove `by`.": lambda c: c.entry.by and c.entry.pairs == "all",
@@ -195,6 +217,9 @@ ONLINE: Rows = {
     "the limit of 1,000,000. Lower online.samples or online.requests.": lambda c: c.samples > MOST_SAMPLES,
     "online.updates is {online.updates}, but a round has only {c.samples} samples. Lower it.": (
         lambda c: c.objective.shape == "step" and c.online.updates > c.samples
+    ),
+    ".model.long_prompts is chunks, which online training does not support. Set it to cut.": lambda c: (
+        c.model.long_prompts == "chunks"
     ),
     "online training does not support model.inputs yet. Make pairs (`prefkit generate`, `score`, `pair`) and train on "
     "these without `online`.": (lambda c: c.model.inputs),

@@ -16,6 +16,8 @@ class Model:
     base: str = ""
     #: Hub revision (branch, tag or commit)
     revision: str | None = None
+    #: variant of the weight files, such as fp16; null = the plain files or, in a folder without them, the variant there
+    variant: str | None = None
     #: LoRA adapters: path or Hub id -> weight
     adapters: dict[str, float] = field(default_factory=dict)
     #: for a single file: pipeline folder or Hub id that provides the configuration
@@ -24,6 +26,8 @@ class Model:
     quantize: str | None = None
     #: encode and decode large images in tiles: saves memory, but changes pixels and latents slightly
     vae_tiling: bool = False
+    #: of prompts longer than CLIP reads (77 tokens): cut | chunks (encode them in several parts; SD and SDXL)
+    long_prompts: str = "cut"
     #: argument of the pipeline's call -> request field with its value, extra.NAME (an image or a number)
     inputs: dict[str, str] = field(default_factory=dict)
     #: run code that comes with the model
@@ -80,6 +84,9 @@ class Generate:
     batch_size: int = runtime(8)
     #: torch.compile the denoiser
     compile: bool = runtime(False)
+    #: none | model | sequential: keep the pipeline in CPU memory, and move to the GPU only the part (text encoder,
+    #: denoiser, VAE) or the single layer that computes. Saves memory, but is slower, `sequential` much
+    offload: str = runtime("none")
     #: cpu | cuda | mps; null = the best available
     device: str | None = runtime(None)
     #: fraction of failed candidates above which the command ends with exit code 3

@@ -174,8 +174,10 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
     from prefkit.models.latents import NOT_FINITE
     from prefkit.models.load.pipeline import denoiser_name, load_pipeline, model_arguments
     from prefkit.models.long_prompts import too_long
+    from prefkit.models.prompt_chunks import supports_chunks
 
     arguments: Any = {"device": device_of(settings.device), "dtype": settings.dtype, "scheduler": settings.scheduler}
+    arguments["offload"] = settings.offload
     pipe = load_pipeline(**model_arguments(model), **arguments)
     if settings.compile:
         name = denoiser_name(pipe)
@@ -193,6 +195,7 @@ def _diffusers(model: Model, settings: Generate, inputs: Inputs) -> Callable[...
         return list(map(result, sample(requests, seeds)))
 
     vars(call)["too_long"] = partial(too_long, pipe, call=settings.call)
+    vars(call)["remedy"] = " To encode it in parts, set model.long_prompts: chunks." if supports_chunks(pipe) else ""
     return call
 
 

@@ -24,6 +24,7 @@ from prefkit.generate.generators import (
 )
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import keep_known, read_requests
+from prefkit.models.cpu_offload import check_offload
 from prefkit.models.load.trained import trained_model
 from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.output import Progress, note, warn
@@ -120,6 +121,7 @@ def check(name: str, recipe: Recipe) -> None:
     compatibility.check("generate", name, recipe)
     if settings.format not in FORMATS:
         raise UsageError(f"generate.{name}.format: {settings.format!r} is not known; choose {' or '.join(FORMATS)}.")
+    check_offload(f"generate.{name}.offload", settings.offload, settings.device)
 
 
 def done_ids(table: Table) -> set[str]:
@@ -216,7 +218,7 @@ def _count_truncated(name: str, call: Any, jobs: Sequence[Job]) -> dict[str, int
         return {}
     from prefkit.models.long_prompts import truncation_warning
 
-    warn(truncation_warning(f"generate {name}", count, len(prompts), limit))
+    warn(truncation_warning(f"generate {name}", count, len(prompts), limit, getattr(call, "remedy", "")))
     return {"long_prompts": count}
 
 

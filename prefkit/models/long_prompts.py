@@ -16,6 +16,8 @@ def too_long(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None =
     A prompt that only one of several encoders truncates does not count (CLIP reads 77 tokens, T5 256). call: further
     arguments of the pipeline's call. Returns (0, 0) if an encoder has no limit.
     """
+    if hasattr(pipe, "prompt_chunks"):  # model.long_prompts: chunks
+        return 0, 0
     tokenizers = list(_tokenizers(pipe, call or {}))
     limits = [limit for _, limit in tokenizers if limit is not None]
     if not tokenizers or len(limits) < len(tokenizers):
@@ -33,9 +35,10 @@ def lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False).input_ids]
 
 
-def truncation_warning(stage: str, count: int, total: int, limit: int) -> str:
+def truncation_warning(stage: str, count: int, total: int, limit: int, remedy: str = "") -> str:
+    """Return the warning. remedy: a further sentence, with a space in front."""
     longer = f"{'is' if count == 1 else 'are'} longer than the text encoder reads ({limit} tokens)"
-    return f"{stage}: {count} of {total} prompts {longer}; the text beyond that is ignored."
+    return f"{stage}: {count} of {total} prompts {longer}; the text beyond that is ignored.{remedy}"
 
 
 def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[Any, int | None]]:

@@ -80,6 +80,9 @@ class Sampler:
         some pipelines accept only one prompt (Qwen-Image-Edit), or draw extra random numbers for the first sample of a
         batch (FLUX Fill); such pipelines sample one prompt at a time.
         """
+        lengths = list(map(getattr(self.pipe, "prompt_chunks", len), prompts))
+        if hasattr(self.pipe, "prompt_chunks") and len(set(lengths)) > 1:
+            return self._by_length(lengths, prompts, seeds, inputs)
         if inputs and len(prompts) > 1 and self._batchable is None:
             self._batchable = self._same_noise_as_alone(prompts[:2], seeds[:2], inputs)
         if self._batchable is not False or not inputs:
@@ -87,6 +90,17 @@ class Sampler:
         return [
             row for prompt, seed in zip(prompts, seeds, strict=True) for row in self._sample([prompt], [seed], inputs)
         ]
+
+    def _by_length(
+        self, lengths: Sequence[int], prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any] | None
+    ) -> list[Sampled]:
+        """Sample prompts of different numbers of chunks apart, so that no prompt is padded with empty chunks."""
+        rows: dict[int, Sampled] = {}
+        for length in sorted(set(lengths)):
+            places = [place for place, each in enumerate(lengths) if each == length]
+            part = self.sample([prompts[i] for i in places], [seeds[i] for i in places], inputs)
+            rows |= zip(places, part, strict=True)
+        return [rows[place] for place in range(len(prompts))]
 
     def _sample(self, prompts: Sequence[str], seeds: Sequence[int], inputs: Mapping[str, Any] | None) -> list[Sampled]:
         last: list[Tensor] = []

@@ -75,8 +75,8 @@ def _base_folder(model: Model) -> Path:
     source = located(model.base)
     if Path(source).is_dir():
         return Path(source)
-    options = {"revision": model.revision, "use_safetensors": True, "trust_remote_code": model.trust_remote_code}
-    return Path(DiffusionPipeline.download(source, **options))
+    options = {"revision": model.revision, "variant": model.variant, "trust_remote_code": model.trust_remote_code}
+    return Path(DiffusionPipeline.download(source, use_safetensors=True, **options))
 
 
 def _copy_parts(base: Path, folder: Path, denoiser: str) -> None:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import util
 from typing import Any
 
@@ -36,6 +38,7 @@ FUSED_ON = ("cpu", "cuda")
 SCHEDULES = ("constant", "cosine", "linear")
 #: limit on skipped fp16 steps in a row: each halves the loss scale, so beyond the limit, the cause is not overflow
 MAX_SKIPPED = 50
+IN_FLIGHT = 4  # sums of gradients that run at the same time; each holds a copy of its bucket
 
 
 def check(name: str, config: Train) -> None:
@@ -98,6 +101,80 @@ def rate_factor(config: Train, step: int) -> float:
         return 1.0
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+
+
+class GradientSum:
+    """Sums gradients over processes while the backward pass is still running.
+
+    Parameters are divided into buckets, the last parameters first, because their gradients are computed first. A bucket
+    is summed when all its gradients exist and all buckets before it have been started, so that every process sums them
+    in the same order. A missing gradient counts as zero.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], processes: Processes, size: int = 1 << 23) -> None:
+        """size: elements of a bucket (approximately)."""
+        self.processes, self.buckets = processes, _buckets(parameters, size)
+        self.bucket_of = {id(p): number for number, bucket in enumerate(self.buckets) for p in bucket}
+        self.missing: list[int] = []  # gradients that each bucket still lacks; empty outside of `during`
+        self.started = 0
+        self.running: deque[tuple[list[torch.nn.Parameter], torch.Tensor, Callable[[], None]]] = deque()
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._computed)
+
+    @contextmanager
+    def during(self) -> Iterator[None]:
+        """Context for the last backward pass of a step: gradients are summed as soon as they are complete."""
+        self.missing = [len(bucket) for bucket in self.buckets]
+        try:
+            yield
+        finally:
+            self.missing = []
+
+    def finish(self) -> None:
+        """Sum the remaining gradients and wait for all sums."""
+        while self.started < len(self.buckets):
+            self._start()
+        while self.running:
+            self._store()
+        self.started = 0
+
+    def _computed(self, parameter: torch.Tensor) -> None:
+        if not self.missing:
+            return
+        self.missing[self.bucket_of[id(parameter)]] -= 1
+        while self.started < len(self.buckets) and self.missing[self.started] == 0:
+            self._start()
+
+    def _start(self) -> None:
+        bucket = self.buckets[self.started]
+        self.started += 1
+        for parameter in bucket:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([parameter.grad.flatten() for parameter in bucket if parameter.grad is not None])
+        self.running.append((bucket, flat, self.processes.start_sum(flat)))
+        if len(self.running) > IN_FLIGHT:
+            self._store()
+
+    def _store(self) -> None:
+        bucket, flat, wait = self.running.popleft()
+        wait()
+        for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            assert parameter.grad is not None
+            parameter.grad.copy_(part.view_as(parameter.grad))
+
+
+def _buckets(parameters: Sequence[torch.nn.Parameter], size: int) -> list[list[torch.nn.Parameter]]:
+    """Divide parameters, the last first, into lists of one dtype and about `size` elements."""
+    buckets: list[list[torch.nn.Parameter]] = []
+    elements = 0
+    for parameter in reversed(parameters):
+        if not buckets or elements >= size or buckets[-1][0].dtype != parameter.dtype:
+            buckets.append([])
+            elements = 0
+        buckets[-1].append(parameter)
+        elements += parameter.numel()
+    return buckets
 
 
 class PolicyOptimizer:

@@ -171,14 +171,17 @@ class ModelLoader:
         parts: set[str] | None,
         wiring: Wiring | None,
         sequential_offload: bool = False,
+        offload: str = "none",
     ) -> Any:
         """Load the recipe's model through its family plug-in. size: (height, width) at which the pipeline is captured.
 
         sequential_offload: text encoders, VAE and denoiser move to the device one at a time, when they are called.
+        offload: mode (models/cpu_offload.py) of text encoders and VAE, while the denoiser stays on the device.
         """
         model = self.recipe.model
         settings: dict[str, Any] = {**model_arguments(model), "device": str(device), "dtype": self.frozen_dtype}
         settings |= {"sequential_offload": True} if sequential_offload else {}
+        settings |= {"offload": offload, "keep_denoiser": True} if offload != "none" else {}
         call = {**self.call, "height": size[0], "width": size[1]}
         options = {"inputs": Inputs(model.inputs, self.store)} if model.inputs else {}
         kind = registry.load_class("family", self.config.family)

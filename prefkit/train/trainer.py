@@ -28,7 +28,7 @@ from prefkit.train.data.prompt_cache import prefetch
 from prefkit.train.monitor import early_stop
 from prefkit.train.monitor.metrics import Log, WinnerRegressionWarning, finite
 from prefkit.train.objectives._contract import loss_of
-from prefkit.train.optimizers import PolicyOptimizer
+from prefkit.train.optimizers import GradientSum, PolicyOptimizer
 from prefkit.train.policy import MovingAverage, Policy, errors_of, without_dropout
 from prefkit.types import Errors, digest
 
@@ -159,6 +159,8 @@ class Trainer(TrainingLoop):
             self.policy.average = MovingAverage(self.policy.parameters(), self.objective.decay)
         self.optimizer = PolicyOptimizer(self.config, self.policy, self.processes)
         self.average = MovingAverage(self.policy.parameters(), self.config.ema) if self.config.ema else None
+        overlapped = self.processes.count > 1 and self.policy.lora is None and not self.policy.sharded
+        self.gradient_sum = GradientSum(self.policy.parameters(), self.processes) if overlapped else None
         self.winner_warning = WinnerRegressionWarning()
         patience = self.config.patience
         self.early_stopping = early_stop.EarlyStopping(patience, self.folder) if patience else None
@@ -238,15 +240,20 @@ class Trainer(TrainingLoop):
             if self.policy.lora is not None and self.policy.lora.dropout:
                 key = digest(self.config.seed, self.step, number, self.processes.rank)
                 torch.manual_seed(int(key[:12], 16))
-            for batch, counts in fsdp.padded(batches, self.policy, self.processes):
+            padded = list(fsdp.padded(batches, self.policy, self.processes))
+            for place, (batch, counts) in enumerate(padded):
                 loss, metrics = self.losses(batch.to(self.processes.device))
                 self.step_losses.append((batch.members, loss.detach()))
-                self.optimizer.backward(counts * loss.sum() / self.global_batch)
+                last = number + 1 == len(micro_batches) and place + 1 == len(padded)
+                with self.gradient_sum.during() if self.gradient_sum and last else nullcontext():
+                    self.optimizer.backward(counts * loss.sum() / self.global_batch)
                 for name, value in {"loss": loss.detach(), **metrics}.items():
                     sums[name] = sums.get(name, torch.zeros((), device=value.device)) + counts * value.sum()
-        means = self.processes.sum(torch.stack(list(sums.values()))) / self.global_batch
-        if not self.policy.sharded:
+        if self.gradient_sum is not None:
+            self.gradient_sum.finish()
+        elif not self.policy.sharded:
             self.processes.sum_gradients(self.policy.parameters())
+        means = self.processes.sum(torch.stack(list(sums.values()))) / self.global_batch
         return dict(zip(sums, means.tolist(), strict=True))
 
     def update(self, metrics: dict[str, float]) -> dict[str, float]:

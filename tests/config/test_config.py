@@ -8,7 +8,7 @@ from prefkit import config
 
 # decided by hand; a new field must be added to one of the two
 CONTENT = {
-    "Model": {"base", "revision", "adapters", "config", "inputs", "quantize", "vae_tiling"},
+    "Model": {"base", "revision", "adapters", "config", "inputs", "quantize", "vae_tiling", "variant", "long_prompts"},
     "Requests": {"source", "prompt_column", "split_column", "test_share", "images"},
     "Generate": {
         "use",
@@ -139,7 +139,7 @@ CONTENT = {
 FREE = {
     "Model": {"trust_remote_code"},
     "Requests": set(),
-    "Generate": {"n", "latents", "format", "splits", "batch_size", "compile", "device", "max_failed"},
+    "Generate": {"offload", "n", "latents", "format", "splits", "batch_size", "compile", "device", "max_failed"},
     "Score": {"generators", "batch_size", "device", "max_failed", "accept_license"},
     "Compare": {"pairs", "by", "most", "generators", "batch_size", "device", "max_failed", "accept_license"},
     "Pair": set(),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from prefkit.config import Model
 from prefkit.errors import UsageError
-from prefkit.models.load.folder import variant_of
+from prefkit.models.load.folder import Files, files_of
 from prefkit.models.load.pipeline import check_model, load_pipeline
 from prefkit.models.long_prompts import too_long
 
@@ -27,7 +29,7 @@ def weights(folder):
 def test_the_variant_that_is_there_is_loaded(sd, copy):
     for path in weights(copy):
         path.rename(path.with_suffix(".fp16.safetensors"))
-    assert variant_of(str(sd)) is None and variant_of(str(copy)) == "fp16"
+    assert files_of(str(sd)) == Files() and files_of(str(copy)) == Files("fp16", only=True)
     one, two = load_pipeline(sd), load_pipeline(copy)
     for name in ("unet", "vae", "text_encoder"):
         pairs = zip(getattr(one, name).state_dict().values(), getattr(two, name).state_dict().values(), strict=True)
@@ -37,18 +39,44 @@ def test_the_variant_that_is_there_is_loaded(sd, copy):
 def test_a_part_with_plain_weights_beside_a_variant_keeps_them(copy):
     path = copy / "unet/diffusion_pytorch_model.safetensors"
     shutil.copy(path, path.with_suffix(".fp16.safetensors"))
-    assert variant_of(str(copy)) is None
+    assert files_of(str(copy)) == Files() and files_of(str(copy), variant="fp16") == Files("fp16")
+    with pytest.raises(UsageError, match="model.variant is bf16, but .* has no such weight files .*unet: fp16, plain"):
+        load_pipeline(copy, variant="bf16")
     path.unlink()
-    assert variant_of(str(copy)) == "fp16" and variant_of(str(copy), {"vae"}) is None
+    assert files_of(str(copy)).variant == "fp16" and files_of(str(copy), {"vae"}) == Files()
     vae = copy / "vae/diffusion_pytorch_model.safetensors"
     vae.rename(vae.with_suffix(".bf16.safetensors"))
     with pytest.raises(UsageError, match="no weight variant exists for all components .unet: fp16; vae: bf16."):
-        variant_of(str(copy))
+        files_of(str(copy))
 
 
-def pickled(copy):
-    path = copy / "unet/diffusion_pytorch_model.safetensors"
-    path.rename(path.with_suffix(".bin"))
+class Code:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def test_pickled_weights_are_read_without_running_their_code(sd, copy, tmp_path):
+    for plain, name in (
+        ("unet/diffusion_pytorch_model", "diffusion_pytorch_model"),
+        ("text_encoder/model", "pytorch_model"),
+    ):
+        path = copy / f"{plain}.safetensors"
+        torch.save(safetensors.torch.load_file(path), path.with_name(f"{name}.bin"))
+        path.unlink()
+    assert files_of(str(copy)) == Files(pickled=True)
+    one, two = load_pipeline(sd), load_pipeline(copy)
+    for name in ("unet", "text_encoder"):
+        mine, theirs = getattr(one, name).state_dict(), getattr(two, name).state_dict()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    torch.save({"x": Code(tmp_path / "ran")}, copy / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(UsageError, match="could not be loaded"):
+        load_pipeline(copy)
+    assert not (tmp_path / "ran").exists()
 
 
 def no_weights(copy):
@@ -73,7 +101,6 @@ def no_index(copy):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (pickled, "unet holds no .safetensors weights.*convert the pipeline once"),
         (no_weights, "is incomplete: .*unet holds no weights"),
         (no_part, "is incomplete: its folder vae, listed in model_index.json, is missing"),
         (half_a_download, "it lacks 1 of its 2 weight files, for example model-00002-of-00002"),
@@ -111,4 +138,5 @@ def test_prompts_that_the_text_encoder_does_not_read_to_the_end_are_counted(sd, 
     (recipe.parent / "prompts.txt").write_text(f"{short}\n{long}\n")
     code, out, err = cli("generate", "-r", recipe, "--requests.test_share", "0", "--n", "1", "--steps", "1", "--json")
     assert code == 0 and json.loads(out)["own"]["long_prompts"] == 1
+    assert "model.long_prompts: chunks" in err
     assert err.count("1 of 2 prompts is longer than the text encoder reads") == 1 and "truncated because" not in err

@@ -68,15 +68,6 @@ def test_what_cannot_be_loaded_is_said_clearly(tiny, tmp_path, monkeypatch, opti
         load_pipeline(**options)
 
 
-def test_pickled_weights_are_refused(tiny, tmp_path):
-    shutil.copytree(tiny["sd"], tmp_path / "sd")
-    weights = tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
-    torch.save({}, weights.with_suffix(".bin"))
-    weights.unlink()
-    with pytest.raises(UsageError, match="safetensors"):
-        load_pipeline(tmp_path / "sd")
-
-
 def test_revision_is_the_content(tiny, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(tiny["sd"], tmp_path / name)

@@ -89,10 +89,13 @@ def test_shards_change_nothing(run, rows, two):
     one, one_recipe = run(where="one", batch_size=4, **full)
     run_train(one, one_recipe, "dpo")
     many, many_recipe = run(where="many", gradient_checkpointing=True, **full | SPLIT)
-    stderr, told = two((many, many_recipe))
-    assert told == ["4 True\n"] * 2
+    # without shards, gradients of full weights are summed during the backward pass
+    whole, whole_recipe = run(where="whole", gradient_checkpointing=True, **full | SPLIT | {"shard": "none"})
+    stderr, told = two((many, many_recipe), (whole, whole_recipe))
+    assert told == ["4 True\n4 True\n"] * 2
     assert stderr.count("weights sharded over 2 processes") == 1
     alike(one, many, 2e-5)
+    alike(one, whole, 2e-5)
     ours, theirs = (checkpoint.load_last(store.train("dpo") / "checkpoints") for store in (one, many))
     shapes = [
         [[(key, v.shape) for key, v in held.items()] for held in (kept[0], *kept[1]["optimizer"]["state"].values())]

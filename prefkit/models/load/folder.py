@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,39 @@ INDEX = "model_index.json"
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<variant>[A-Za-z]\w*))?(-\d+-of-\d+)?\.safetensors", re.ASCII
 )
-SHARDS = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index(\.\w+)?\.json", re.ASCII)
-CONVERT = (
-    "python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{0}', "
-    "use_safetensors=False).save_pretrained('{0}-safetensors')\""
+PICKLED = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model)(\.(?P<variant>[A-Za-z]\w*))?(-\d+-of-\d+)?\.bin", re.ASCII
 )
+SHARDS = re.compile(r"\w+\.(safetensors|bin)\.index(\.\w+)?\.json", re.ASCII)
+LOOKED_FOR = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
 COPY_AGAIN = "Copy or download the whole pipeline again."
 
 
-def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
-    """Return the weight variant, such as "fp16", to load from a local pipeline folder; None if none is needed.
+@dataclass(frozen=True)
+class Files:
+    """The weight files to load. variant: such as "fp16", or None. only: the folder has no plain files.
 
-    wanted: the parts to load; the weights of other parts may be missing. Raises UsageError if a component is missing,
-    or if its weights are missing, incomplete or pickled.
+    pickled: a component has only .bin files. diffusers and transformers read them with torch.load(weights_only=True),
+    which runs no code from the file.
+    """
+
+    variant: str | None = None
+    only: bool = False
+    pickled: bool = False
+
+
+def files_of(source: str, wanted: Collection[str] = PARTS, variant: str | None = None) -> Files:
+    """Return which weight files of a local pipeline folder to load. For a Hub id, only `variant` is known.
+
+    wanted: the parts to load; the weights of other parts may be missing. variant: model.variant. Components that lack
+    it are loaded from their plain files. Raises UsageError if a component is missing, or if its weights are missing or
+    incomplete.
     """
     folder = Path(source)
     if not folder.is_dir():
-        return None
-    variants: dict[str, set[str]] = {}  # for components without plain weights
+        return Files(variant)
+    found: dict[str, set[str | None]] = {}
+    pickled = False
     for name, entry in _index(folder).items():
         pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)
         if name.startswith("_") or not pair:  # the _class_name of a custom pipeline is a pair too
@@ -43,18 +59,37 @@ def variant_of(source: str, wanted: Collection[str] = PARTS) -> str | None:
         if not (folder / name).is_dir():
             raise UsageError(f"{source} is incomplete: its folder {name}, listed in {INDEX}, is missing. {COPY_AGAIN}")
         if part_of(name) in wanted:
-            names = _variants(folder / name, source)
-            if None not in names:
-                variants[name] = {text for text in names if text}
-    if not variants:
-        return None
-    common = set.intersection(*variants.values())
+            found[name], unsafe = _variants(folder / name, source)
+            pickled |= unsafe
+    if variant is not None:
+        _check_variant(source, variant, found)
+        return Files(variant, pickled=pickled)
+    without = {name: {text for text in names if text} for name, names in found.items() if None not in names}
+    if not without:
+        return Files(pickled=pickled)
+    common = set.intersection(*without.values())
     if not common:
-        parts = "; ".join(f"{name}: {', '.join(sorted(names))}" for name, names in variants.items())
         raise UsageError(
-            f"{source}: no weight variant exists for all components ({parts}). Download all of them in one variant."
+            f"{source}: no weight variant exists for all components ({_listed(without)}). Download all of them in one "
+            "variant."
         )
-    return "fp16" if "fp16" in common else min(common)
+    return Files("fp16" if "fp16" in common else min(common), only=True, pickled=pickled)
+
+
+def _check_variant(source: str, variant: str, found: dict[str, set[str | None]]) -> None:
+    """Raise UsageError unless some components have files of the variant and all others have plain files."""
+    lacking = {name: names for name, names in found.items() if variant not in names}
+    if found and (len(lacking) == len(found) or any(None not in names for names in lacking.values())):
+        raise UsageError(
+            f"model.variant is {variant}, but {source} has no such weight files ({_listed(lacking)}). Remove the key, "
+            "or download this variant."
+        )
+
+
+def _listed(found: Mapping[str, Collection[str | None]]) -> str:
+    return "; ".join(
+        f"{name}: {', '.join(sorted(text or 'plain files' for text in names))}" for name, names in found.items()
+    )
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -69,23 +104,21 @@ def _index(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder / INDEX} could not be read: {text}. {COPY_AGAIN}") from error
 
 
-def _variants(folder: Path, source: str) -> set[str | None]:
-    """Return the weight variants in a component's folder; None stands for plain weights. Raises UsageError."""
+def _variants(folder: Path, source: str) -> tuple[set[str | None], bool]:
+    """Return the weight variants in a component's folder (None: plain weights), and whether they are pickled.
+
+    Raises UsageError.
+    """
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     for name in names:
         if SHARDS.fullmatch(name):
             _check_shards(folder / name)
-    variants = {match["variant"] for name in names if (match := WEIGHTS.fullmatch(name))}
-    if variants:
-        return variants
-    if any(name.endswith((".bin", ".pt", ".ckpt", ".msgpack")) for name in names):
-        raise UsageError(
-            f"{folder} holds no .safetensors weights, only formats that can run code when they are loaded, so prefkit "
-            f"does not load them. If you trust their source, convert the pipeline once: {CONVERT.format(source)}"
-        )
+    for pattern in (WEIGHTS, PICKLED):
+        variants = {match["variant"] for name in names if (match := pattern.fullmatch(name))}
+        if variants:
+            return variants, pattern is PICKLED
     raise UsageError(
-        f"{source} is incomplete: {folder} holds no weights (looked for model.safetensors or "
-        f"diffusion_pytorch_model.safetensors). {COPY_AGAIN}"
+        f"{source} is incomplete: {folder} holds no weights (looked for {', '.join(LOOKED_FOR)}). {COPY_AGAIN}"
     )
 
 

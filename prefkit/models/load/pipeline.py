@@ -20,12 +20,14 @@ from safetensors import SafetensorError
 from prefkit import output
 from prefkit.config import Model
 from prefkit.errors import CaptureError, TrainingError, UsageError
-from prefkit.models.load.folder import INDEX, not_a_pipeline, variant_of
+from prefkit.models.cpu_offload import place
+from prefkit.models.load.folder import INDEX, Files, files_of, not_a_pipeline
 from prefkit.models.load.single_file import from_single_file
 from prefkit.models.lora.check import check_whole, refuse_unread
 from prefkit.models.lora.files import ADAPTER_FILE, even_state, read_file
 from prefkit.models.meta import PARTS, left_out, part_of
 from prefkit.models.precision import dtype_of
+from prefkit.models.prompt_chunks import encode_in_chunks
 from prefkit.models.quantize import check_quantize, quantized
 from prefkit.tiny import located
 
@@ -37,6 +39,7 @@ def load_pipeline(
     base: str | Path,
     *,
     revision: str | None = None,
+    variant: str | None = None,
     adapters: Mapping[str, float] | None = None,
     device: str = "cpu",
     dtype: str = "float32",
@@ -47,9 +50,13 @@ def load_pipeline(
     sequential_offload: bool = False,
     quantize: str | None = None,
     vae_tiling: bool = False,
+    long_prompts: str = "cut",
+    offload: str = "none",
+    keep_denoiser: bool = False,
 ) -> Any:
-    """Load a DiffusionPipeline onto `device`, with weights from safetensors files.
+    """Load a DiffusionPipeline onto `device`, with weights from safetensors files or, in a local folder, .bin files.
 
+    variant    of the weight files, such as fp16; None for plain files or, if a local folder has none, its variant
     adapters   path or Hub id of a LoRA -> its weight; the adapters are named start0, start1, ... in this order
     scheduler  class name of a diffusers scheduler that replaces the pipeline's scheduler but keeps its config, except
                that clip_sample (meant for pixels) is off if the config does not set it
@@ -60,7 +67,10 @@ def load_pipeline(
                single file
     quantize   store the denoiser's linear layers in nf4, int8 or fp8 (models/quantize.py)
     vae_tiling encode and decode large images in tiles
-    Raises UsageError for a missing path, a folder that is not a pipeline, an unknown name or missing safetensors;
+    long_prompts  cut | chunks (models/prompt_chunks.py)
+    offload    none | model | sequential: keep parts in CPU memory until they are called (models/cpu_offload.py);
+               keep_denoiser: the denoiser stays on the device nevertheless
+    Raises UsageError for a missing path, a folder that is not a pipeline, an unknown name or missing weights;
     TrainingError for an adapter that changes a text encoder, if no text encoder is loaded.
     """
     _silence_libraries()
@@ -69,30 +79,44 @@ def load_pipeline(
     if wanted - set(PARTS):
         raise UsageError(f"parts {sorted(wanted - set(PARTS))} are not known; choose from {', '.join(PARTS)}.")
     source = located(base)
-    variant = _check_source(source, wanted)
+    files = _check_source(source, wanted, variant)
     check_quantize(quantize, device)
-    open_pipeline = partial(_from_pretrained, source, revision, torch_dtype, trust_remote_code, variant)
+    open_pipeline = partial(_from_pretrained, source, revision, torch_dtype, trust_remote_code, files)
     if source.endswith(SINGLE_FILES):
         pipe = from_single_file(source, torch_dtype, config)
         _set_eval(pipe)  # diffusers (0.42.1) leaves a T5 in training mode, with its dropout on
     elif sequential_offload:
-        load: Any = partial(load_pipeline, base, revision=revision, trust_remote_code=trust_remote_code, device=device)
-        part = partial(_load_part, partial(load, quantize=quantize), adapters)
+        load = partial(load_pipeline, base, revision=revision, variant=variant, trust_remote_code=trust_remote_code)
+        part = partial(_load_part, partial(load, device=device, quantize=quantize), adapters)
         pipe = _with_offload(open_pipeline, part, (source, revision, torch_dtype, device))
         adapters = None  # loaded with the denoiser
     else:
         few_bits = quantize if "denoiser" in wanted else None
-        absent = partial(left_out, source, revision, wanted, torch_dtype, device)
-        pipe = open_pipeline(
-            lambda: absent() | (quantized(source, revision, few_bits, torch_dtype) if few_bits else {})
-        )
+        pipe = open_pipeline(lambda: _replaced(source, revision, wanted, torch_dtype, device, few_bits))
+    _adjust(pipe, scheduler, adapters, vae_tiling, long_prompts)
+    return place(pipe, device, offload, denoiser_name(pipe) if keep_denoiser else None)
+
+
+def _adjust(
+    pipe: Any, scheduler: str | None, adapters: Mapping[str, float] | None, vae_tiling: bool, long_prompts: str
+) -> None:
+    """Apply these arguments of load_pipeline to a loaded pipeline."""
     if scheduler is not None:
         _set_scheduler(pipe, scheduler)
     if adapters:
         _load_adapters(pipe, adapters)
     if vae_tiling:
         _enable_tiling(pipe)
-    return pipe.to(device)
+    if long_prompts == "chunks":
+        encode_in_chunks(pipe)
+
+
+def _replaced(
+    source: str, revision: str | None, wanted: set[str], dtype: torch.dtype, device: str, quantize: str | None
+) -> dict[str, Any]:
+    """Return from_pretrained arguments that leave out unwanted parts and quantise the denoiser."""
+    absent = left_out(source, revision, wanted, dtype, device)
+    return absent | (quantized(source, revision, quantize, dtype) if quantize else {})
 
 
 def _with_offload(open_pipeline: Callable[[Any], Any], load_part: Any, where: tuple[Any, ...]) -> Any:
@@ -141,7 +165,7 @@ def check_model(model: Model, device: str, dtype: str = "float32", scheduler: st
     """Check the arguments of load_pipeline without loading weights. Raises UsageError."""
     dtype_of(dtype)
     source = located(model.base)
-    _check_source(source, PARTS)
+    _check_source(source, PARTS, model.variant)
     check_quantize(model.quantize, device)
     if scheduler is not None:
         _scheduler(scheduler)
@@ -159,8 +183,8 @@ def _looks_local(source: str) -> bool:
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(SINGLE_FILES)
 
 
-def _check_source(source: str, wanted: Collection[str]) -> str | None:
-    """Return the weight variant to load (see variant_of). Raises UsageError if `source` is not a pipeline."""
+def _check_source(source: str, wanted: Collection[str], variant: str | None = None) -> Files:
+    """Return which weight files to load (see files_of). Raises UsageError if `source` is not a pipeline."""
     path = Path(source)
     if path.is_dir() and not (path / INDEX).is_file():
         raise UsageError(not_a_pipeline(path))
@@ -168,7 +192,7 @@ def _check_source(source: str, wanted: Collection[str]) -> str | None:
         raise UsageError(f"{source} does not exist. Give an existing folder or file, or a Hub id such as owner/name.")
     if path.is_file() and not source.endswith(SINGLE_FILES):
         raise UsageError(f"{source} is neither a folder nor a .safetensors or .ckpt file, so it is not a pipeline.")
-    return variant_of(source, wanted)
+    return files_of(source, wanted, variant)
 
 
 def _from_pretrained(
@@ -176,23 +200,25 @@ def _from_pretrained(
     revision: str | None,
     dtype: torch.dtype,
     trust_remote_code: bool,
-    variant: str | None,
+    files: Files,
     arguments: Callable[[], dict[str, Any]],
 ) -> Any:
     """Load a folder or Hub id. arguments: a function that returns more from_pretrained arguments. Raises UsageError."""
     from diffusers import DiffusionPipeline
 
-    if variant is not None:
-        output.note(f"model: {source} holds only weights of the variant {variant}; they are converted to {dtype}.")
+    if files.only:
+        output.note(
+            f"model: {source} holds only weights of the variant {files.variant}; they are converted to {dtype}."
+        )
     try:
         # diffusers warns about an unusual VAE class, but the capture proves that the parts fit together
         with _without_warning("diffusers.pipelines.pipeline_utils", "Expected types for"):
             return DiffusionPipeline.from_pretrained(
                 source,
                 revision=revision,
-                variant=variant,
+                variant=files.variant,
                 dtype=dtype,
-                use_safetensors=True,
+                use_safetensors=None if files.pickled else True,  # None: diffusers loads pickles with weights_only
                 trust_remote_code=trust_remote_code,
                 **arguments(),
             )
@@ -201,7 +227,10 @@ def _from_pretrained(
             raise UsageError(
                 f"{source} is a mesh model, not an image pipeline. Set use: mesh in generate and family: mesh in train."
             ) from error
-        raise UsageError(f"the pipeline {source} could not be loaded: {_short(error)}") from error
+        hint = (
+            "" if Path(source).is_dir() or files.variant else " If its files have a variant, set model.variant: fp16."
+        )
+        raise UsageError(f"the pipeline {source} could not be loaded: {_short(error)}{hint}") from error
 
 
 def _load_part(

@@ -40,11 +40,13 @@ def weights_revision(base: str | Path, revision: str | None = None) -> str:
 
 
 def base_revision(model: Model) -> dict[str, Any]:
-    """Return what identifies the base model: the revision of `base` and, if set, `config`, `quantize`, `vae_tiling`."""
+    """Return what identifies the base model: the revision of `base` and, if set, `config` and settings that change results."""
     config = {} if model.config is None else {"config": weights_revision(model.config)}
     bits = {} if model.quantize is None else {"quantize": model.quantize}
     tiles = {"vae_tiling": True} if model.vae_tiling else {}
-    return {"base": weights_revision(model.base, model.revision), **config, **bits, **tiles}
+    files = {} if model.variant is None else {"variant": model.variant}
+    prompts = {} if model.long_prompts == "cut" else {"long_prompts": model.long_prompts}
+    return {"base": weights_revision(model.base, model.revision), **config, **bits, **tiles, **files, **prompts}
 
 
 def file_hash(path: Path) -> str:

@@ -16,7 +16,7 @@ from prefkit.store.files import read_json, write_json
 from prefkit.types import caption_key, digest
 
 TRAINED_ON = "trained_on.json"
-WEIGHTS = ("base", "config", "quantize")  # keys in base_revision's result that an adapter depends on
+WEIGHTS = ("base", "config", "quantize", "variant")  # keys in base_revision's result that an adapter depends on
 
 
 def trained_model(store_folder: str | Path, model: Model, name: str) -> Model:

@@ -138,6 +138,8 @@ class SampleEvaluation:
             dtype=self.plan.frozen_dtype,
             scheduler=self.settings.scheduler,
             parts={"vae", "text"},
+            offload=self.settings.offload,
+            keep_denoiser=self.settings.offload != "none",
         )
         setattr(pipe, loop.family.wiring.denoiser, net)
         sample = sampling(pipe, self.settings, Inputs(model.inputs, self.plan.store))

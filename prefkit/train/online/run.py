@@ -16,6 +16,8 @@ from prefkit.generate.generators import generator_spec
 from prefkit.generate.requests import keep_known, read_requests
 from prefkit.generate.run import sync_requests
 from prefkit.models.capture.record import replaced
+from prefkit.models.cpu_offload import check_offload
+from prefkit.models.memory import free_memory
 from prefkit.models.sample import Sampled, Sampler
 from prefkit.score.scorer_set import ScorerSet
 from prefkit.store import Store
@@ -104,6 +106,7 @@ def check_recipe(
     config, where = recipe.train[name], f"train.{name}.online"
     online = config.online or Online()
     check_settings(name, online)
+    check_offload("generate.NAME.offload", _generator(recipe, online).offload, config.device)
     rewarded = [alias for alias, weight in online.rewards.items() if weight]
     if objective.shape != "step":
         rewarded += pair_settings(recipe, online, where).weights
@@ -170,7 +173,7 @@ def make_trainer(
     online, settings = config.online or Online(), recipe.generate["policy"]
     sampled = replace(settings, steps=online.steps or settings.steps)
     size: Any = (settings.height, settings.width)
-    family = loader.load(processes.device, size, None, None)
+    family = _load_family(loader, processes, size, settings.offload)
     policy = make_policy(family.net, config, frozen=False)
     policy.refresh_reference()
     precision.check_dispatched(family.net, config.attention)
@@ -213,6 +216,15 @@ def make_trainer(
         rows = summary.online_model_rows(config, objective, policy, sampled.steps, noise_row, counts)
         summary.show_online(name, config, online, objective, rows, processes.count)
     return OnlineTrainer(config, rollout, learner, scorer_set, writer, monitor, requests[0], spec, folder, write)
+
+
+def _load_family(loader: ModelLoader, processes: Processes, size: Any, offload: str) -> Any:
+    """Load and capture the pipeline. With `offload`, the capture loads each part in turn, before any hook is set."""
+    if offload == "none":
+        return loader.load(processes.device, size, None, None)
+    wiring = loader.load(processes.device, size, None, None, sequential_offload=True).wiring
+    free_memory()
+    return loader.load(processes.device, size, None, wiring, offload=offload)
 
 
 def _sampler_arguments(settings: Generate) -> dict[str, Any]:

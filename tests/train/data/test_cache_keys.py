@@ -74,6 +74,8 @@ MODEL = {
     "quantize": ("nf4", REFERENCE),
     "trust_remote_code": (True, NOTHING),
     "vae_tiling": (True, ALL),
+    "variant": ("fp16", ALL),
+    "long_prompts": ("chunks", ALL),
 }
 
 

@@ -68,6 +68,14 @@ def test_every_objective_learns_a_round(make, tmp_path, kind, name, online):
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+def test_offloaded_encoders_change_no_result(make):
+    store, recipe = make("sd", **CARD)
+    other, offloaded = make("sd", where="offloaded", **(CARD | {"generate": CARD["generate"] | {"offload": "model"}}))
+    assert run_train(store, recipe, "up")["done"] and run_train(other, offloaded, "up")["done"]
+    mine, theirs = adapter(store), adapter(other)
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
 def within(monkeypatch, owner, name, at):
     inner = getattr(owner, name)
 
