@@ -103,12 +103,13 @@ def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, 
     online = config.online or Online()
     check_settings(name, online)
     rewarded = [alias for alias, weight in online.rewards.items() if weight]
-    if objective.shape != "step":
+    on_pairs = objective.shape != "step" and not getattr(objective, "needs_advantage", False)
+    if on_pairs:
         rewarded += pair_settings(recipe, online, where).weights
     aliases = dict.fromkeys([*rewarded, *online.watch, *([online.mask] if online.mask else [])])
     scorer_set = ScorerSet(recipe, list(aliases), where)
     scorer_set.refuse_judges(list(dict.fromkeys(rewarded)), where)
-    chooser = PairChooser.of(recipe, online, scorer_set.signs(), where) if objective.shape != "step" else None
+    chooser = PairChooser.of(recipe, online, scorer_set.signs(), where) if on_pairs else None
     return scorer_set, chooser
 
 
