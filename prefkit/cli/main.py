@@ -341,6 +341,7 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 
 def note_distances(results: list[dict[str, Any]]) -> None:
     """Print the scores by tier and group, and the distances to real images with a caveat, if they were measured."""
+    from prefkit.evaluate import arena
     from prefkit.evaluate.summary import distance_rows, real_distances, tier_rows
 
     if rows := tier_rows(results):
@@ -348,6 +349,8 @@ def note_distances(results: list[dict[str, Any]]) -> None:
             f"{output.table(rows)}\nRI: (tuned - base) / (explicit - base), all scored against the requests' prompts"
         )
 
+    if rows := list(arena.rows_of({k: v for result in results for k, v in result.get("arena", {}).items()})):
+        output.note(f"{output.table(rows)}\nstrength: log odds of a win against the base (Bradley-Terry)")
     if rows := distance_rows(results):
         caveat = next(row["caveats"][0] for result in results for _, _, row in real_distances(result))
         output.note(f"{output.table(rows)}\n{caveat}")

@@ -24,6 +24,8 @@ class Eval:
     models: list[str] | None = None
     #: names of scores to evaluate; empty = all
     scorers: list[str] = field(default_factory=list)
+    #: entries of `compare` whose judges compare the images of all models, base included, each two in both orders
+    judges: list[str] = runtime(factory=list)
     #: candidates per request and model
     seeds: int = runtime(4)
     #: name -> set of requests; empty = the run's held-out requests

@@ -103,7 +103,7 @@ def test_an_unmoved_nft_policy_follows_the_advantage_for_any_beta(beta):
     factor = b["clock"].numpy()[:, None]
     expected = b["A"][:, None] * factor * 2 * error / ELEMENTS / np.abs(error).mean(1, keepdims=True)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-9)
-    assert not gradient[5].any() and gradient[0].any()
+    assert np.abs(gradient[5]).max() < 1e-12 < np.abs(gradient[0]).max()
     np.testing.assert_allclose(nft_loss(b, advantage=-b["A"], beta=beta)[1], -gradient, rtol=1e-9, atol=1e-12)
     assert metrics["implicit_accuracy"].unique().tolist() == [0.5] and not metrics["moved"].any()
 
