@@ -1,6 +1,6 @@
 """Reward as a function of reward queries: several methods from one start, several seeds.
 
-    OMP_NUM_THREADS=1 python pipelines/online/curve.py RUN [--seeds 3] [--rounds 2 4 8]
+    OMP_NUM_THREADS=1 python pipelines/online/curve.py RUN [--seeds 3] [--rounds 2 4 8] [--methods nft ...]
     OMP_NUM_THREADS=1 python pipelines/online/curve.py RUN --recipe pipelines/online/scored.yaml --work WORK --rounds 3 6
 
 The methods and their settings are the entries `train` of curve.yaml (DDPO-SF, DDPO-IS, online DPO; also offline DPO) or
@@ -100,10 +100,10 @@ def offline(recipe: Recipe, rounds: int, queries: int) -> None:
     run.train([name])
 
 
-def train(recipe: Recipe, marks: list[int]) -> list[str]:
-    """Train every method up to each number of rounds in `marks`, unless it exists, and return the model names."""
+def train(recipe: Recipe, marks: list[int], methods: list[str]) -> list[str]:
+    """Train the methods up to each number of rounds in `marks`, unless the model exists, and return the model names."""
     models = []
-    for name in [*recipe.train, *(["offline"] if "sf" in recipe.train else [])]:
+    for name in methods or [*recipe.train, *(["offline"] if "sf" in recipe.train else [])]:
         for rounds in marks:
             queries = rounds * GROUP * GROUP
             models.append(f"{name}-{queries}")
@@ -192,13 +192,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=[])
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--work", default="WORK")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         recipe = recipe_of(args.run / f"seed-{seed}", seed, args.recipe, args.work)
-        models = train(recipe, sorted(args.rounds))
+        models = train(recipe, sorted(args.rounds), args.methods)
         rows += rows_of(seed, evaluate(recipe, models), Path(recipe.run) / "train")
         write(args.run, seed + 1, rows)
     print((args.run / "curve.md").read_text(encoding="utf-8"))

@@ -153,7 +153,7 @@ def group_loss(name, e, r, advantage, shuffle=True, beta=300.0):
 def test_groups_against_the_formula(name):
     e, r, scores = lists(5)
     loss, gradient, metrics = group_loss(name, e, r, scores)
-    a = (scores - scores.mean(0)) / scores.std(0) if name == "gpo" else scores
+    a = (scores - scores.mean(0)) / (scores.std(0) if name == "gpo" else 1)
     for g in range(COUNT):
         s = 300.0 / 5 * sum(a[i, g] * (e[i, g] - r[i, g]) for i in range(5))  # the preference of the worse images
         assert loss[g] == pytest.approx(math.log1p(math.exp(s)), rel=1e-9)
@@ -181,5 +181,6 @@ def test_limits_of_groups(name):
     errors = [Errors(torch.from_numpy(v.reshape(-1))) for v in (e, r)]
     dpo, _ = make("dpo", beta=300.0).loss(*errors, groups)
     np.testing.assert_allclose(group_loss(name, e, r, ones)[0], dpo.numpy())
+    np.testing.assert_allclose(group_loss(name, e, r, ones + 3)[0], dpo.numpy(), rtol=1e-6)
     scaled = group_loss(name, e, r, 7 * ones + 3)[0]
     assert np.allclose(scaled, dpo.numpy()) == (name == "gpo")

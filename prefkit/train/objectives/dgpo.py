@@ -3,7 +3,8 @@
     z = (beta / m) sum over i of A_i a_i,    loss = -log sigmoid(z)
 
 m    number of images in the group, which share one time and one noise
-A_i  the image's advantage (`online.statistics`): images with A > 0 are preferred to those with A < 0, weighted by |A|
+A_i  the image's advantage (`online.statistics`) minus the group's mean: images with A > 0 are preferred to those with
+     A < 0, weighted by |A|
 a_i  advantage r - e of the policy over the reference: the reference's squared error minus the policy's
 beta how strongly the policy is held to the reference; a group of two with A = 1 and -1 has the loss of dpo
 
@@ -47,7 +48,8 @@ class DGPO:
         """Return the loss [G] and metrics, each [G]. policy, reference: errors [m G]."""
         assert reference is not None and groups.advantage is not None
         closer = by_group(reference.mean - policy.mean, groups)
-        return preferred(closer, by_group(groups.advantage, groups), self.options.beta)
+        advantage = by_group(groups.advantage, groups)
+        return preferred(closer, advantage - advantage.mean(1, keepdim=True), self.options.beta)
 
 
 def by_group(values: Tensor, groups: Groups) -> Tensor:
