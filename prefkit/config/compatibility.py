@@ -166,6 +166,10 @@ OFFLINE: Rows = {
     ),
     "cache_reference stores only mean errors, but {entry.objective.use} needs the reference's residuals, which are as "
     "large as the latents. Remove the key.": lambda c: c.entry.cache_reference and c.objective.needs_residual,
+    "objective {entry.objective.use} needs the clean samples that predictions imply, which only family diffusers has, but "
+    "the family is {entry.family}. Use gpo.": lambda c: (
+        c.entry.family != "diffusers" and getattr(c.objective, "needs_clean", False)
+    ),
     "mask limits squared errors, but {entry.objective.use} computes its own from residuals. Remove the key.": lambda c: (
         c.entry.mask and getattr(c.objective, "needs_clean", False)
     ),

@@ -19,7 +19,8 @@ def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, A
     """
     config, objective, pairs, processes = setup.config, setup.objective, len(setup.data.pairs), setup.processes.count
     batch = config.batch_size * config.accumulation * processes
-    beta = getattr(objective.options, "beta", None)
+    # the beta of nft does not scale errors
+    beta = None if hasattr(objective, "kept") else getattr(objective.options, "beta", None)
     rows: dict[str, Any] = {
         "training": name,
         "objective": config.objective.use,
