@@ -29,14 +29,17 @@ COLUMNS = ["request_id", "a", "b", "won"]
 
 
 class Images:
-    """The candidates of several run folders, with the method that a comparison reads them with."""
+    """The candidates of several run folders, each id once, with the method that a comparison reads them with."""
 
     def __init__(self, folders: Sequence[Store]) -> None:
         self.folders = folders
 
     def iter_candidates(self, generators: Any, ids: set[str], columns: Any) -> Iterator[Candidate]:
+        missing = set(ids)  # models with equal weights make candidates with equal ids
         for folder in self.folders:
-            yield from folder.iter_candidates((), ids, columns)
+            for candidate in folder.iter_candidates((), missing, columns) if missing else ():
+                missing.discard(candidate.id)
+                yield candidate
 
 
 def check(recipe: Recipe, name: str) -> None:
@@ -83,24 +86,25 @@ def by_judge(
 
     settings = recipe.compare[judge]
     loaded = judge_of(settings, judge)
-    known: dict[tuple[str, str], tuple[str, str, str]] = {}
+    known: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+    rows = []
     for a, b in itertools.combinations(images, 2):
         both = images[a].merge(images[b], on=["request_id", "index"], suffixes=("_a", "_b"))
         for request, first, second in zip(both.request_id, both.id_a, both.id_b, strict=True):
-            if first != second:  # the same image of the same model cannot win
-                turned = digest(second, first) < digest(first, second)
-                known[(second, first) if turned else (first, second)] = (request, *((b, a) if turned else (a, b)))
+            if first == second:  # an image of two models with equal weights
+                rows.append((request, a, b, 0.5))
+            elif digest(second, first) < digest(first, second):
+                known.setdefault((second, first), []).append((request, b, a))
+            else:
+                known.setdefault((first, second), []).append((request, a, b))
     table = Table(folder, comparison_schema())
     source = Images([opened[model] for model in images])
     counts = ask_all(source, settings, loaded, table, spec_of(settings, loaded), list(known), judge)
     frame = table.frame(["id_a", "id_b", "order", "outcome"])
     frame = frame[(frame.order == "both") & frame.outcome.notna()]
     points = {"a": 1.0, "b": 0.0, "tie": 0.5}
-    rows = [
-        (*known[ids], points[outcome])
-        for *ids_, outcome in zip(frame.id_a, frame.id_b, frame.outcome, strict=True)
-        if (ids := tuple(ids_)) in known
-    ]
+    for first, second, outcome in zip(frame.id_a, frame.id_b, frame.outcome, strict=True):
+        rows += [(*models, points[outcome]) for models in known.get((first, second), [])]
     measured = {"flips": counts["flip_rate"], "first": counts["first_rate"], "failed": counts["failed"]}
     return pd.DataFrame(rows, columns=COLUMNS), measured
 
