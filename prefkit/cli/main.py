@@ -349,7 +349,7 @@ def note_distances(results: list[dict[str, Any]]) -> None:
             f"{output.table(rows)}\nRI: (tuned - base) / (explicit - base), all scored against the requests' prompts"
         )
 
-    if rows := list(arena.rows_of({k: v for result in results for k, v in result.get("arena", {}).items()})):
+    if rows := [row for result in results for row in arena.rows_of(result.get("arena", {}))]:
         output.note(f"{output.table(rows)}\nstrength: log odds of a win against the base (Bradley-Terry)")
     if rows := distance_rows(results):
         caveat = next(row["caveats"][0] for result in results for _, _, row in real_distances(result))
