@@ -340,7 +340,7 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 
 
 def note_distances(results: list[dict[str, Any]]) -> None:
-    """Print the scores by tier and group, and the distances to real images with a caveat, if they were measured."""
+    """Print the ranking of the models, scores by tier and group, and distances to real images, if they were measured."""
     from prefkit.evaluate import arena
     from prefkit.evaluate.summary import distance_rows, real_distances, tier_rows
 
