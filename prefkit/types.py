@@ -186,10 +186,13 @@ class Errors:
     mean:     [B] float32, the mean over ALL elements of weight * residual^2
     residual: [B, ...] float32 = weight * (prediction - target), proportional to the gradient of `mean` with respect to the
               prediction; None unless the objective needs it
+    clean:    [B] float32, the factor from a residual to the error of the clean sample that the prediction implies; None
+              unless the objective needs it
     """
 
     mean: torch.Tensor
     residual: torch.Tensor | None = None
+    clean: torch.Tensor | None = None
 
 
 @dataclass
@@ -198,7 +201,8 @@ class Groups:
 
     Every field is [B], one value per sample. index: the sample's group, 0..G-1. rank: 0 for the best of its group.
     label: 1 for a winner (or desirable sample), 0 for a loser. score_gap and p (soft label: probability that the winner
-    wins) are equal within a group.
+    wins) are equal within a group. advantage: how much better than its group the sample was scored, in std; None unless
+    the objective needs it.
     """
 
     index: torch.Tensor
@@ -207,6 +211,7 @@ class Groups:
     weight: torch.Tensor
     score_gap: torch.Tensor
     p: torch.Tensor
+    advantage: torch.Tensor | None = None
 
 
 Metrics = dict[str, float]
@@ -245,7 +250,12 @@ class Strategy(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """The loss of one head, independent of images, schedules and prediction types."""
+    """The loss of one head, independent of images, schedules and prediction types.
+
+    Optional attributes: needs_advantage (groups come from scores instead of pairs and have `advantage`), needs_clean
+    (errors have `clean`), losers (shape "single": losers are groups too); optional method `kept(round)`: online, the
+    reference samples, and this fraction of it is kept after the round, the rest being replaced by the policy.
+    """
 
     Options: type
     shape: str  # "pair" | "list" | "single"

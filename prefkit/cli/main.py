@@ -368,7 +368,8 @@ def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) 
 
 
 def note_distances(results: list[dict[str, Any]]) -> None:
-    """Print the scores by tier and group, and the distances to real images with a caveat, if they were measured."""
+    """Print the ranking of the models, scores by tier and group, and distances to real images, if they were measured."""
+    from prefkit.evaluate import arena
     from prefkit.evaluate.summary import distance_rows, real_distances, tier_rows
 
     if rows := tier_rows(results):
@@ -376,6 +377,8 @@ def note_distances(results: list[dict[str, Any]]) -> None:
             f"{output.table(rows)}\nRI: (tuned - base) / (explicit - base), all scored against the requests' prompts"
         )
 
+    if rows := [row for result in results for row in arena.rows_of(result.get("arena", {}))]:
+        output.note(f"{output.table(rows)}\nstrength: log odds of a win against the base (Bradley-Terry)")
     if rows := distance_rows(results):
         caveat = next(row["caveats"][0] for result in results for _, _, row in real_distances(result))
         output.note(f"{output.table(rows)}\n{caveat}")

@@ -64,6 +64,11 @@ class Case:
         return self.objective.shape in ("step", "step_pair")
 
     @cached_property
+    def scored(self) -> bool:
+        """True if the objective learns from scored images instead of pairs."""
+        return bool(getattr(self.objective, "needs_advantage", False))
+
+    @cached_property
     def compares(self) -> bool:
         """True if samples are compared with the others of their group (same request)."""
         relative = self.online.statistics in ("group", "grouped") or getattr(self.objective, "group_relative", False)
@@ -183,6 +188,13 @@ OFFLINE: Rows = {
     ),
     "cache_reference stores only mean errors, but {entry.objective.use} needs the reference's residuals, which are as "
     "large as the latents. Remove the key.": lambda c: c.entry.cache_reference and c.objective.needs_residual,
+    "objective {entry.objective.use} needs the clean samples that predictions imply, which only family diffusers has, but "
+    "the family is {entry.family}. Use gpo.": lambda c: (
+        c.entry.family != "diffusers" and getattr(c.objective, "needs_clean", False)
+    ),
+    "mask limits squared errors, but {entry.objective.use} computes its own from residuals. Remove the key.": lambda c: (
+        c.entry.mask and getattr(c.objective, "needs_clean", False)
+    ),
     "patience is {entry.patience}, but validation is 0, so no pairs are held out to measure. Set patience to 0, or "
     "validation above 0.": (lambda c: c.entry.patience and not c.entry.validation),
     "flip mirrors the images of a pair, but not the input images of model.inputs. Remove the key.": (
@@ -221,6 +233,10 @@ ONLINE: Rows = {
     ".model.long_prompts is chunks, which online training does not support. Set it to cut.": lambda c: (
         c.model.long_prompts == "chunks"
     ),
+    "online.pair is {online.pair}, but {entry.objective.use} learns from all samples of a round, by their rewards. Remove "
+    "the key.": lambda c: c.online.pair and c.scored,
+    "online.refresh is {online.refresh}, but the reference of {entry.objective.use} samples and follows the policy after "
+    "every round. Remove the key.": lambda c: c.online.refresh and hasattr(c.objective, "kept"),
     "online training does not support model.inputs yet. Make pairs (`prefkit generate`, `score`, `pair`) and train on "
     "these without `online`.": (lambda c: c.model.inputs),
     "online.generator is not set, and no entry under generate has use: diffusers. Add one with the steps and the "

@@ -13,7 +13,7 @@ from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content
 from prefkit.config.redo import redoing
 from prefkit.distributed import device_of, group
 from prefkit.errors import FingerprintError, NotYet, PluginError, UsageError
-from prefkit.evaluate import people, sets, tiers
+from prefkit.evaluate import arena, people, sets, tiers
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
 from prefkit.evaluate.compare import compare, correlations
 from prefkit.evaluate.distances import distances, encoder_of
@@ -73,7 +73,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             return dict(counts)
 
         def write_result() -> dict[str, Any]:
-            result: dict[str, Any] = {"sets": {}}
+            result: dict[str, Any] = {"sets": {}, "arena": {}}
             bases, encoder = {}, encoder_of(cfg)
             real, of_real = _real(store, name, cfg)
             usable, left_out = list(specs), dict[str, str]()
@@ -83,6 +83,11 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
                 bases[set_name] = opened["base"]
                 usable, left_out = comparable(opened["base"], list(specs))
                 result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder, real, votes)
+                place = store.eval(name) / ".judges" / set_name
+                wanted = {r.request_id for r in members}
+                tables = _tables(opened, generator, usable, wanted)
+                if found := arena.arena(recipe, cfg, place, opened, tables, wanted):
+                    result["arena"][set_name] = found
             result |= {"correlations": _correlations(bases, generator, usable, requests), "left_out": left_out}
             made_with = {"eval": plain(cfg), "generator": generator, "generate": plain(settings)}
             made_with |= {"model": plain(sets.base_model(recipe, cfg)), "limit": limit}
@@ -106,6 +111,7 @@ def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dic
     generator, settings = sets.settings_of(recipe, cfg)
     compatibility.check("generate", generator, recipe)
     encoder_of(cfg)
+    arena.check(recipe, name)
     if cfg.real is not None:
         real_files(name, cfg)
     base = sets.base_model(recipe, cfg)
@@ -314,6 +320,19 @@ def assess(
             word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
             result[model][people.PEOPLE] = row | {"verdict": word}
     return result
+
+
+def _tables(
+    opened: dict[str, Store], generator: str, aliases: list[str], requests: set[str]
+) -> dict[str, tuple[dict[str, pd.DataFrame], bool]]:
+    """Return scorer -> (tables of `values` by model, whether higher is better)."""
+    return {
+        alias: (
+            {model: values(folder, generator, alias, requests) for model, folder in opened.items()},
+            (opened["base"].scores(alias).spec() or {}).get("higher_is_better", True),
+        )
+        for alias in aliases
+    }
 
 
 def assess_scorer(

@@ -19,6 +19,7 @@ from prefkit.human.agreement_statistics import (
     raw_agreement,
     verdict_counts,
 )
+from prefkit.human.standings import standings
 from prefkit.store import Store
 
 #: with fewer resampled groups (requests or pairs), a bootstrap interval is too narrow
@@ -36,8 +37,8 @@ def assess(store: Store, by: str | None = None) -> dict[str, Any] | None:
     a bootstrap over pairs: agreement, alpha, consistency (same verdict on a repeated pair), left (choices of the left
     image, without ties). Estimates with a bootstrap over requests: human {votes, majority} and scorers {alias: result
     of `against_votes`, and for a model judge `orders` {ab, ba}: the agreement of its answers in either order of the
-    images}. evaluations: a list of {eval, set, against, model, annotators, ties, win_rate}. by: a column of the
-    requests; the key `by` then holds {value: {alias: agreement on its pairs}}. Raises UsageError if no request has it.
+    images}. evaluations: a list of {eval, set, against, model, annotators, ties, win_rate}. standings: {"EVAL, SET":
+    result of `standings.standings`} where people compared three or more models. by: a column of the requests; the key `by` then holds {value: {alias: agreement on its pairs}}. Raises UsageError if no request has it.
     """
     if by is not None:
         agreement_data.check_column(store, by)
@@ -75,6 +76,7 @@ def assess(store: Store, by: str | None = None) -> dict[str, Any] | None:
         "human": _human(units, values, counts, groups),
         "scorers": {alias: row for alias, row in scorers.items() if row["votes"]["value"] is not None},
         "evaluations": _evaluations(votes, candidates),
+        "standings": _standings(votes, candidates),
     } | ({} if by is None else {"by": _grouped(gaps, counts, groups, _labels(store, pairs["first"].map(requests), by))})
 
 
@@ -173,15 +175,31 @@ def sentence(alias: str, estimate: Estimate) -> str:
     return f"{alias} agrees with your users {100 * estimate.value:.0f} ± {half} %"
 
 
-def _evaluations(votes: pd.DataFrame, candidates: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return win rates between two models, from votes on their images of the same evaluation, request and index."""
+def _between_models(votes: pd.DataFrame, candidates: pd.DataFrame) -> pd.DataFrame:
+    """Return the votes on images of two models of the same evaluation, request and index, with both images' columns."""
     candidates = candidates[candidates["eval"] != ""]
     both = votes.merge(candidates.add_suffix("_1"), left_on="first", right_on="id_1")
     both = both.merge(candidates.add_suffix("_2"), left_on="second", right_on="id_2")
     same = both.model_1 != both.model_2
     for key in ("eval", "set", "request_id", "index"):
         same &= both[f"{key}_1"] == both[f"{key}_2"]
-    both = both[same].copy()
+    return both[same].copy()
+
+
+def _standings(votes: pd.DataFrame, candidates: pd.DataFrame) -> dict[str, Any]:
+    """Return {"EVAL, SET": standings} of the evaluations in which people compared three or more models."""
+    found = {}
+    for (name, set_name), frame in _between_models(votes, candidates).groupby(["eval_1", "set_1"]):
+        games = pd.DataFrame({"request_id": frame.request_id_1, "a": frame.model_1, "b": frame.model_2})
+        games["won"] = frame.verdict / 2 + 0.5
+        if len({*games.a, *games.b}) > 2:
+            found[f"{name}, {set_name}"] = standings(games)
+    return found
+
+
+def _evaluations(votes: pd.DataFrame, candidates: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return win rates between two models, from votes on their images of the same evaluation, request and index."""
+    both = _between_models(votes, candidates)
     # win rates are measured against the base; between two trained models, against the first by name
     turned = (both.model_2 == "base") | ((both.model_1 != "base") & (both.model_1 > both.model_2))
     both["won"] = np.where(both.verdict == 0, 0.5, (both.verdict > 0) == turned)

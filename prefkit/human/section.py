@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefkit.human.agreement import FEW, assess
-from prefkit.report import html, plot
+from prefkit.report import arena, html, plot
 from prefkit.report.evidence import results
 from prefkit.store import Store
 from prefkit.store.files import write_json
@@ -38,7 +38,14 @@ def section(store: Store, by: str | None = None) -> str:
         if lines
         else html.missing("No scorer has scored the pairs that people voted on.")
     )
-    body += _people(result) + _scorers(result) + _by(result, by) + _evaluations(store, result["evaluations"])
+    body += (
+        _people(result)
+        + _scorers(result)
+        + _by(result, by)
+        + _evaluations(
+            store, result["evaluations"], {f"people: {name}": found for name, found in result["standings"].items()}
+        )
+    )
     return html.section("votes", "Votes", body, LEAD)
 
 
@@ -91,7 +98,7 @@ def _by(result: dict[str, Any], by: str | None) -> str:
     return table + (html.table(["Judge", "Order of the images", "", *INTERVAL], orders, left=2) if orders else "")
 
 
-def _evaluations(store: Store, rows: list[dict[str, Any]]) -> str:
+def _evaluations(store: Store, rows: list[dict[str, Any]], ranked: dict[str, Any]) -> str:
     if not rows:
         return ""
     judged = results(store)
@@ -114,7 +121,8 @@ def _evaluations(store: Store, rows: list[dict[str, Any]]) -> str:
         "Requests",
         "Annotators",
     ]
-    return "<h3>Votes on evaluations</h3>" + html.table(head, cells, left=3) + _few([row["win_rate"] for row in rows])
+    few = _few([row["win_rate"] for row in rows])
+    return "<h3>Votes on evaluations</h3>" + html.table(head, cells, left=3) + few + arena.table(ranked)
 
 
 def _cells(estimate: dict[str, Any], unit: str, n: int | None = None, percent: bool = True) -> list[str]:

@@ -77,6 +77,13 @@ class Schedule:
         signal, amount = self.coefficients(time, x0)
         return signal * noise - amount * x0
 
+    def clean_factor(self, time: Tensor) -> Tensor:
+        """Return the factor [B] float32 from an error of the prediction to the error of the x0 that it implies."""
+        signal, amount = (c.flatten() for c in self.coefficients(time, torch.empty(0, device=time.device)))
+        if self.prediction == "epsilon":
+            return amount / signal
+        return torch.ones_like(amount) if self.prediction == "sample" else amount
+
     def x0(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
         """Return the clean sample x0 [B, ...] that a prediction implies; for epsilon, infinite if x_t is pure noise."""
         signal, amount = self.coefficients(time, x_t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefkit.report import grids, html, plot
+from prefkit.report import arena, grids, html, plot
 from prefkit.store import Store
 from prefkit.store.files import read_json
 
@@ -117,6 +117,7 @@ def evaluation(store: Store, evaluations: dict[str, dict[str, Any]]) -> str:
             else:
                 parts.append(html.missing("Images of this set are in the run folder."))
             parts.append(_table(models) if any(models.values()) else html.missing(UNJUDGED))
+            parts.append(arena.table(result.get("arena", {}).get(set_name, {})))
             shown += 1
         parts.append(_caveats(result))
     words = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in WORDS.items())

@@ -183,6 +183,20 @@ def interval(low: float, middle: float, high: float, name: str = "win rate") -> 
     )
 
 
+def strengths(low: float, middle: float, high: float, reach: float) -> str:
+    """Draw a strength with its interval on a scale from -reach to reach, with a tick at 0."""
+
+    def px(value: float) -> float:
+        return round(70 + 66 * min(max(value / max(reach, SMALLEST), -1.0), 1.0), 1)
+
+    alt = f"strength {middle:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}"
+    return (
+        f'<svg class="interval" viewBox="0 0 140 20" role="img" aria-label="{alt}"><title>{alt}</title>'
+        f"{line('grid', 4, 10, 136, 10)}{line('mark', 70, 2, 70, 18)}{line('reach', px(low), 10, px(high), 10)}"
+        f'<circle class="dot" cx="{px(middle)}" cy="10" r="4"/></svg>'
+    )
+
+
 def matrix(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
     """Draw a correlation matrix as a table whose colours show the strength of each correlation."""
     head = "".join(f'<th scope="col" class="n">{text(name, 24)}</th>' for name in names)

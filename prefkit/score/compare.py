@@ -41,24 +41,40 @@ def run_compare(store: Store, recipe: Recipe, name: str, *, limit: int | None = 
     settings = recipe.compare[name]
     judge, pairs, _, spec = checked(store, recipe, name)
     with store.lock(f"comparisons/{name}"):
-        table = store.comparisons(name)
-        done = decided(table)  # read again, since another command may have held the lock and added verdicts
-        _claim(table, spec, done)
-        todo = [pair for pair in pairs if pair not in done][:limit]
-        present = sum(pair in done for pair in pairs)
-        counts: dict[str, Any] = {"wanted": present + len(todo), "present": present, "compared": 0, "failed": 0}
-        start = time.monotonic()
-        if todo:
-            note(f"compare {name}: {len(todo)} pairs with {settings.use}, each in both orders")
-            try:
-                judge.load(device_of(settings.device), settings.dtype)
-                _ask(store, settings, judge, table, todo, counts)
-            finally:
-                close(judge, f"compare {name}")
-        flip, first = rates(_answers(table))
-        counts |= {"flip_rate": flip, "first_rate": first, "seconds": round(time.monotonic() - start, 2)}
-        write_json(table.folder / "spec.json", spec | {"measured": {"flip_rate": flip, "first_rate": first}})
-        note_pace(table.folder, counts["compared"], counts["seconds"])
+        return ask_all(store, settings, judge, store.comparisons(name), spec, pairs, name, limit)
+
+
+def ask_all(
+    source: Any,
+    settings: Compare,
+    judge: Any,
+    table: Table,
+    spec: dict[str, Any],
+    pairs: Sequence[Ids],
+    name: str,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Ask about the pairs that have no verdict in `table`, at most `limit`, and return the counts of `run_compare`.
+
+    source: a run, or another object with its method `iter_candidates`; spec: the table's settings.
+    """
+    done = decided(table)  # read again, since another command may have held the lock and added verdicts
+    _claim(table, spec, done)
+    todo = [pair for pair in pairs if pair not in done][:limit]
+    present = sum(pair in done for pair in pairs)
+    counts: dict[str, Any] = {"wanted": present + len(todo), "present": present, "compared": 0, "failed": 0}
+    start = time.monotonic()
+    if todo:
+        note(f"compare {name}: {len(todo)} pairs with {settings.use}, each in both orders")
+        try:
+            judge.load(device_of(settings.device), settings.dtype)
+            _ask(source, settings, judge, table, todo, counts)
+        finally:
+            close(judge, f"compare {name}")
+    flip, first = rates(_answers(table))
+    counts |= {"flip_rate": flip, "first_rate": first, "seconds": round(time.monotonic() - start, 2)}
+    write_json(table.folder / "spec.json", spec | {"measured": {"flip_rate": flip, "first_rate": first}})
+    note_pace(table.folder, counts["compared"], counts["seconds"])
     return counts
 
 
@@ -71,14 +87,18 @@ def checked(store: Store, recipe: Recipe, name: str) -> tuple[Any, list[Ids], se
     judge = judge_of(settings, name)
     pairs, table = chosen_pairs(store, settings, name), store.comparisons(name)
     done = decided(table)
-    spec = {**judge.judge_spec(), "dtype": settings.dtype, "question": settings.template, "aspect": settings.aspect}
-    if Background.suffix():
-        spec["background"] = Background.name()
+    spec = spec_of(settings, judge)
     _claim(table, spec, done, write=False)
     if any(pair not in done for pair in pairs):
         dtype_of(settings.dtype)
         device_of(settings.device)
     return judge, pairs, done, spec
+
+
+def spec_of(settings: Compare, judge: Any) -> dict[str, Any]:
+    """Return the settings on which verdicts depend, for the table's fingerprint."""
+    spec = {**judge.judge_spec(), "dtype": settings.dtype, "question": settings.template, "aspect": settings.aspect}
+    return spec | ({"background": Background.name()} if Background.suffix() else {})
 
 
 def _claim(table: Table, spec: dict[str, Any], done: set[Ids], write: bool = True) -> None:
@@ -158,9 +178,7 @@ def _answers(table: Table) -> list[Comparison]:
     return [Comparison(a, b, outcomes.get((a, b, order)), "", order=order) for a, b in pairs for order in ("ab", "ba")]
 
 
-def _ask(
-    store: Store, settings: Compare, judge: Any, table: Table, todo: Sequence[Ids], counts: dict[str, Any]
-) -> None:
+def _ask(store: Any, settings: Compare, judge: Any, table: Table, todo: Sequence[Ids], counts: dict[str, Any]) -> None:
     rows: list[dict[str, Any]] = []
     flushed = time.monotonic()
     width = getattr(judge, "concurrency", 1)
@@ -215,7 +233,7 @@ def _failure(pair: tuple[Any, Any], settings: Compare) -> Comparison:
     return Comparison(a, b, None, settings.use, None, "both", settings.aspect, error_a or error_b)
 
 
-def _parts(store: Store, settings: Compare, todo: Sequence[Ids], size: int) -> Iterator[list[tuple[Any, Any]]]:
+def _parts(store: Any, settings: Compare, todo: Sequence[Ids], size: int) -> Iterator[list[tuple[Any, Any]]]:
     """Yield lists of up to `size` pairs of decoded candidates; (id, failed Score) replaces an undecodable one."""
     uses = Counter(cid for pair in todo for cid in pair)
     partners: dict[str, list[Ids]] = {}

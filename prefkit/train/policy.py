@@ -95,6 +95,11 @@ class Policy:
         """Copy the current weights and use the copy as the reference."""
         self.snapshot = [parameter.detach().clone() for parameter in self.parameters()]
 
+    def follow(self, kept: float) -> None:
+        """Move the copy that is the reference towards the current weights. kept: fraction of the copy that is kept."""
+        assert self.snapshot is not None
+        torch._foreach_lerp_(self.snapshot, [parameter.detach() for parameter in self.parameters()], 1 - kept)
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters. The selection is fixed before the first step."""
         return self._trained

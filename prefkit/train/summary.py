@@ -19,7 +19,8 @@ def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, A
     """
     config, objective, pairs, processes = setup.config, setup.objective, len(setup.data.pairs), setup.processes.count
     batch = config.batch_size * config.accumulation * processes
-    beta = getattr(objective.options, "beta", None)
+    # the beta of nft does not scale errors
+    beta = None if hasattr(objective, "kept") else getattr(objective.options, "beta", None)
     rows: dict[str, Any] = {
         "training": name,
         "objective": config.objective.use,
@@ -55,9 +56,10 @@ def show_online(
     elif objective.shape == "step_pair":
         update, micro = "the round's pairs divided evenly", f"{size} pairs at one step each"
     else:
-        pairs = size * config.accumulation * processes
+        count, scored = size * config.accumulation * processes, getattr(objective, "needs_advantage", False)
+        units = "pairs" if not scored else "samples" if objective.shape == "single" else "groups"
         arithmetic = f"{size} x {config.accumulation} accumulated x {processes} processes"
-        update, micro = f"{pairs} of the round's pairs each ({arithmetic})", f"{size} pairs"
+        update, micro = f"{count} of the round's {units} each ({arithmetic})", f"{size} {units}"
     rows: dict[str, Any] = {
         "training": name,
         "objective": config.objective.use,
@@ -68,7 +70,7 @@ def show_online(
         "micro-batch": f"{micro} (sampling: {sampled} samples)",
         **{key: value for key, value in model.items() if key != "sample_batch"},
     }
-    if objective.shape == "step":
+    if objective.shape == "step" or getattr(objective, "needs_advantage", False):
         rows["advantages"] = f"{online.statistics}, clipped at {online.advantage_clip:g}"
     rows["learning rate"] = f"{config.learning_rate:g}, {config.schedule}, {config.warmup} updates of warm-up"
     rows["precision"] = precision.SHOWN.get(config.precision, config.precision)
@@ -99,6 +101,8 @@ def online_model_rows(
         rows["steps"] = f"{steps}, with the generator's own sampler"
     rows["trainable parameters"] = _trainable(policy)
     reference = f"refreshed every {online.refresh} rounds" if online.refresh else "the initial model"
+    if hasattr(objective, "kept"):
+        reference = "the sampling policy, which follows the trained one"
     rows["reference"] = "none" if objective.reference == "none" else reference
     rows["requests"] = f"{requests[0]} trained on, {requests[1]} watched"
     return rows

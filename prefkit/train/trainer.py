@@ -210,6 +210,8 @@ class Trainer(TrainingLoop):
         metrics: dict[str, Tensor] = {}
         for head, residual in residuals.items():
             errors = errors_of(residual.float(), self.objective.needs_residual, batch.weight)
+            if getattr(self.objective, "needs_clean", False):
+                errors.clean = self.family.schedule.clean_factor(batch.draw.time)
             loss, values = loss_of(self.objective, len(batch.members), errors, reference.get(head), batch.groups)
             total = loss if total is None else total + loss
             prefix = f"{head}/" if len(residuals) > 1 else ""

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from prefkit import distributed
-from prefkit.config import Eval, Generate, Model, Pair, Recipe, Score, Set, Train
+from prefkit.config import Compare, Eval, Generate, Model, Pair, Recipe, Score, Set, Train
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.evaluate.run import assess_scorer, make, run_eval
 from prefkit.evaluate.summary import flat_rows
@@ -37,6 +37,30 @@ def dark(images, prompts):
     """Mean brightness, failing on prompts that say so."""
     return [None if "fail" in p else -float(np.asarray(i).mean()) for i, p in zip(images, prompts)]
 '''
+JUDGE = """
+import numpy as np
+from prefkit.score.judge.compare import Verdicts
+from prefkit.types import Comparison, Score, ScorerSpec
+
+
+class Brighter:  # takes the brighter image, but for "rain" the one that is shown first
+    requires, scope = frozenset({"image"}), "absolute"
+    def __init__(self, options=None): pass
+    def spec(self): return ScorerSpec("brighter", "1")
+    def judge_spec(self): return {"name": "brighter"}
+    def load(self, device, dtype): pass
+    def score(self, batch): return [Score(1.0) for _ in batch]
+    def compare(self, pairs, template, aspect):
+        rows, shown = [], []
+        for a, b in pairs:
+            light = [np.asarray(image.pil()).mean() for image in (a, b)]
+            best = "tie" if light[0] == light[1] else "a" if light[0] > light[1] else "b"
+            answers = ("a", "b") if a.prompt == "rain" else (best, best)
+            shown += [Comparison(a.id, b.id, o, "j", None, order) for o, order in zip(answers, ("ab", "ba"))]
+            both = answers[0] if answers[0] == answers[1] else "tie"
+            rows.append(Comparison(a.id, b.id, both, "j", None, "both"))
+        return Verdicts(rows, shown, None, None)
+"""
 PROMPTS = ["a cat", "a dog", "fail here", "a <b>tree</b>", "rain", "a road", "a cup"]
 
 
@@ -44,6 +68,7 @@ PROMPTS = ["a cat", "a dog", "fail here", "a <b>tree</b>", "rain", "a road", "a 
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Recipe]:
     root = tmp_path_factory.mktemp("eval")
     (root / "scorers.py").write_text(SCORERS)
+    (root / "judge.py").write_text(JUDGE)
     (root / "more.txt").write_text("a ship\na horse\n")
     base = tiny_pipeline("sd", root / "base")
     store = Store.create(root / "run")
@@ -65,6 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Recipe]:
         model=Model(base=str(base)),
         generate={"own": Generate(n=2, steps=2, height=16, width=16, batch_size=8, device="cpu")},
         score={name: Score(use=f"{root}/scorers.py:{name}", device="cpu") for name in ("light", "dark")},
+        compare={"brighter": Compare(use=f"{root}/judge.py:Brighter", device="cpu")},
         pair={"main": Pair(weights={"light": 1.0})},
         train={"same": Train(pairs="main"), "other": Train(pairs="main")},
         eval={
@@ -73,6 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Recipe]:
                 seeds=2,
                 best_of=4,
                 base_steps=[3],
+                judges=["brighter"],
                 sets={"own": Set(), "file": Set(source=str(root / "more.txt"))},
                 device="cpu",
             )
@@ -177,6 +204,36 @@ def test_seeds_are_shared_and_best_of_draws_more_of_the_base(run):
     assert all(keyed["base"][key] == seed for m in ("other", "base-s3") for key, seed in keyed[m].items())
 
 
+def test_the_arena_ranks_all_models_by_scores_and_by_a_judge(run, result):
+    """A judge of brightness ranks as the score does, but for the prompt about which it contradicts itself."""
+    found = result["arena"]["own"]
+    assert list(found) == ["light", "dark", "brighter"] and list(result["arena"]) == ["own", "file"]
+    rows = {judge: {row["model"]: row for row in each["models"]} for judge, each in found.items()}
+    models = {"base", "same", "other", "other-sft", "base-s3"}
+    assert all(row.keys() == models for row in rows.values())
+    assert rows["light"]["same"]["strength"] == pytest.approx(0) and rows["light"]["other"]["games"] == 4 * 14
+    won = result["sets"]["own"]["other"]["light"]["win_rate"] - 0.5
+    assert np.sign(rows["light"]["other"]["strength"]) == np.sign(won) != 0
+    assert rows["dark"]["other"]["games"] == 4 * 12
+    assert np.sign(rows["dark"]["other"]["strength"]) == -np.sign(won)
+    light, judge = (found[name] for name in ("light", "brighter"))
+    assert judge["kind"] == "judge" and judge["failed"] == 0 and judge["games"] == light["games"] == 140
+    # three different models have 3 x 14 different pairs of images, 6 of them for "rain"; 8 of 10 pairs of models differ
+    assert judge["flips"] == pytest.approx(6 / 42) and judge["ties"] == pytest.approx(light["ties"] + 16 / 140)
+    order = [
+        [row["model"] for row in each["models"] if row["model"] in ("base", "base-s3", "other")]
+        for each in (light, judge)
+    ]
+    assert order[0] == order[1]
+
+
+def test_an_arena_needs_known_judges(run):
+    store, recipe = run
+    held = replace(recipe.eval["held"], judges=["critic"])
+    with pytest.raises(UsageError, match=r"eval.held.judges: 'critic' is not in the recipe; `compare:` has brighter"):
+        run_eval(store, replace(recipe, eval={"held": held}), "held")
+
+
 def test_controls_and_training_prompts_are_said(result):
     assert (
         not result["controls"]["sft"] and result["controls"]["base_steps"] and not result["controls"]["base_guidance"]
@@ -208,6 +265,7 @@ def test_the_report_shows_it(run, result):
     from prefkit.report import write_report
 
     page = write_report(run[0]).read_text()
+    assert "Bradley-Terry" in page and "brighter" in page
     assert "nothing changed" in page and "Chosen by hash, not by hand" in page and "data:image/webp" in page
 
 

@@ -86,7 +86,7 @@ def test_swapped_labels_flip_the_margin(run, loop_of):
     torch.testing.assert_close(margins[0], -margins[1], rtol=1e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("objective", ["dpo", "sdpo", "linear", "mapo", "kto", "lpo", "sft"])
+@pytest.mark.parametrize("objective", ["dpo", "sdpo", "linear", "mapo", "kto", "lpo", "sft", "gpo", "nft"])
 def test_splitting_the_global_batch_changes_nothing(run, pair_rows, objective, loop_of, gradients):
     rows = pair_rows(4) + pair_rows(3, seed=1, size=(128, 64))  # two signatures
     rows = [row | {"score_gap": 1.0} for row in rows]

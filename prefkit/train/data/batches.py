@@ -158,12 +158,15 @@ class PairData:
         gaps = torch.tensor([math.nan if g.score_gap is None else g.score_gap for g in groups]).repeat(size)
         soft = torch.tensor([g.p for g in groups]).repeat(size)
         labels = torch.tensor([g.labels[i] for i in range(size) for g in groups])
+        advantage = None
+        if groups[0].advantages is not None:
+            advantage = torch.tensor([g.advantages[i] for i in range(size) for g in groups])
         time, noise = torch.cat([d.time for d in draws] * size), torch.cat([d.noise for d in draws] * size)
         return Batch(
             latents=_stacked(latents),
             draw=Draw(time, noise),
             condition=family.collate(list(conditions) * size),
-            groups=Groups(index, rank, labels, torch.ones(count * size), gaps, soft),
+            groups=Groups(index, rank, labels, torch.ones(count * size), gaps, soft, advantage),
             members=list(groups),
             weight=_stacked(weights) if weights[0] else None,
         )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from prefkit.errors import UsageError
 from prefkit.train.data.pairs import Group, PairImage, PairRow
@@ -18,11 +21,14 @@ def groups_of(objective: Any, pairs: Sequence[PairRow], name: str, flip: int | N
 
     flip: if set, a seed; each pair or list is then reversed with probability 1/2.
     """
-    groups: Sequence[Any] = ranked(pairs, name) if objective.shape == "list" else pairs
+    scored = getattr(objective, "needs_advantage", False)
+    groups: Sequence[Any] = ranked(pairs, name, scored) if objective.shape == "list" or scored else pairs
     if flip is not None:
         groups = [g.flipped() if int(digest("flipped", flip, g.id), 16) % 2 else g for g in groups]
     if objective.shape in ("list", "pair"):
         return list(groups)
+    if scored:
+        return [alone for group in groups for alone in split(group)]
     if not getattr(objective, "losers", False):
         return [_group(pair, pair.id, (pair.win,), (1.0,)) for pair in groups]
     return singles(groups)
@@ -39,10 +45,11 @@ def singles(pairs: Sequence[PairRow]) -> list[Group]:
     return list(groups.values())
 
 
-def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
+def ranked(pairs: Sequence[PairRow], name: str, scored: bool = False) -> list[Group]:
     """Return ranked lists of images: one for each set of a request's images that pairs connect, ranked by score gaps.
 
-    Of several images with the same rank, only the first is used. Raises UsageError for missing or contradictory gaps.
+    Of several images with the same rank, only the first is used. scored: use all of them, and give each list the
+    advantages of its images. Raises UsageError for missing or contradictory gaps.
     """
     requests: dict[tuple[str | None, str], list[PairRow]] = {}
     for pair in pairs:
@@ -58,12 +65,31 @@ def ranked(pairs: Sequence[PairRow], name: str) -> list[Group]:
         while unranked:
             values = _values(next(iter(unranked)), members, name)
             distinct = {value: key for key, value in reversed(values.items())}
-            images = tuple(unranked[key] for _, key in sorted(distinct.items(), reverse=True))
+            chosen = sorted(values if scored else distinct.values(), key=values.__getitem__, reverse=True)
+            images = tuple(unranked[key] for key in chosen)
             unranked = {key: image for key, image in unranked.items() if key not in values}
             first = min((pair for pair in members if pair.win.key in values), key=lambda pair: pair.row)
             labels = (1.0, *[0.0] * (len(images) - 1))
-            groups.append(_group(first, digest(first.prompt, sorted(image.key for image in images)), images, labels))
+            group = _group(first, digest(first.prompt, sorted(image.key for image in images)), images, labels)
+            groups.append(with_advantages(group, [values[key] for key in chosen]) if scored else group)
     return groups
+
+
+def with_advantages(group: Group, values: Sequence[float]) -> Group:
+    """Return the group with advantages (value - mean) / std of its images' values, and 1 as the label of those above 0."""
+    centred = np.asarray(values, np.float64) - np.mean(values)
+    advantages = centred / max(float(centred.std()), CLOSE)
+    return replace(group, advantages=tuple(advantages.tolist()), labels=tuple((advantages > 0) * 1.0))
+
+
+def split(group: Group) -> list[Group]:
+    """Return a group for each image, with its advantage."""
+    assert group.advantages is not None
+    members = zip(group.images, group.labels, group.advantages, strict=True)
+    return [
+        replace(group, id=digest(group.prompt, image.key), images=(image,), labels=(label,), advantages=(advantage,))
+        for image, label, advantage in members
+    ]
 
 
 def _values(start: str, pairs: Sequence[PairRow], name: str) -> dict[str, float]:

@@ -59,7 +59,8 @@ class PairImage:
 class Group:
     """Images of one request, the best first, that share one time and one noise. labels: 1 if desirable, else 0.
 
-    row: row of the pair table that the group comes from. The id determines the draws of time and noise.
+    row: row of the pair table that the group comes from. The id determines the draws of time and noise. advantages:
+    of the images, for objectives that need them.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Group:
     labels: tuple[float, ...] = (1.0, 0.0)
     score_gap: float | None = None
     p: float = 1.0
+    advantages: tuple[float, ...] | None = None
 
     def flipped(self) -> Self:
         return replace(self, images=self.images[::-1])

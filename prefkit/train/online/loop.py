@@ -100,7 +100,9 @@ class OnlineTrainer(TrainingLoop):
         if processes.main:
             self.writer.create(round_, self.spec)
         processes.wait()
-        waiting = self._sample(round_)
+        follows = hasattr(self.objective, "kept")  # the reference samples, and follows the policy
+        with self.policy.reference() if follows else nullcontext():
+            waiting = self._sample(round_)
         sampled = time.monotonic()
         scores = self._collect(round_, waiting)
         metrics = self._reward(round_, scores)
@@ -108,6 +110,8 @@ class OnlineTrainer(TrainingLoop):
         self.writer.write(round_, scores)
         processes.wait()
         metrics |= self.learner.learn(round_, self._update)
+        if follows:
+            self.policy.follow(self.objective.kept(number))
         if processes.main:
             self.writer.prune(number)
         seconds = {"sampling": sampled - begun, "waiting for rewards": scored - sampled}
@@ -233,7 +237,8 @@ class OnlineTrainer(TrainingLoop):
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         values = {"statistics": self.statistics.state(), "stopped": self.stopped, "below": self.stop_rule.below}
         values["watch"] = [self.monitor.first, self.monitor.best] if self.monitor is not None else None
-        reference = self.policy.snapshot if self.online.refresh else None
+        moves = self.online.refresh or hasattr(self.objective, "kept")
+        reference = self.policy.snapshot if moves else None
         return values, {"reference": reference, "ema": self.average.weights if self.average is not None else None}
 
     def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:

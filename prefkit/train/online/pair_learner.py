@@ -1,4 +1,4 @@
-"""Online preference learning: a round's samples become pairs, and any offline objective learns from the pairs."""
+"""Online preference learning: a round's samples become pairs or scored groups, from which offline objectives learn."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from prefkit.train.data.batches import PairData, fill_conditions
 from prefkit.train.data.groups import groups_of
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.online.rounds import Round, round_folder
+from prefkit.train.online.scored_groups import scored_groups
 from prefkit.train.trainer import Trainer, over_heads
 from prefkit.types import digest
 
@@ -102,7 +103,7 @@ class PairChooser:
 
 
 class PairLearner:
-    """Learns from each round's pairs with any offline objective; `trainer` computes the losses."""
+    """Learns from each round's pairs or groups with any offline objective; `trainer` computes the losses."""
 
     records = False
 
@@ -111,13 +112,32 @@ class PairLearner:
         self.objective, self.optimizer, self.conditions = trainer.objective, trainer.optimizer, MemoryCache()
 
     def learn(self, round_: Round, update: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Make `updates` x `epochs` optimizer steps on global batches of the round's pairs; return the mean metrics.
+        """Make `updates` x `epochs` optimizer steps on global batches of the round's groups; return the mean metrics.
 
         update: function that makes the optimizer step, called after each gradient computation. Raises UsageError if a
         list objective cannot rank the pairs' images.
         """
         trainer = self.trainer
         store = Store(round_folder(trainer.folder, round_.number))
+        groups, counts = self._groups(round_, store)
+        if not groups:
+            return counts
+        trainer.data = self._data(store, groups)
+        sums: dict[str, float] = {}
+        steps = self.online.updates * self.online.epochs
+        for step in range(steps):
+            metrics = trainer.accumulate(trainer.micro_batches(step))
+            for key, value in (metrics | update()).items():
+                sums[key] = sums.get(key, 0.0) + value
+            if hasattr(self.objective, "observe"):
+                self.objective.observe(over_heads(metrics))
+        return {key: value / steps for key, value in sums.items()} | counts
+
+    def _groups(self, round_: Round, store: Store) -> tuple[list[Any], dict[str, float]]:
+        """Return the groups that the objective learns from, the same in every process, and their number as a metric."""
+        if getattr(self.objective, "needs_advantage", False):
+            groups = scored_groups(self.objective, round_, store, self.online.samples, self.online.advantage_clip)
+            return groups, {"groups": len(groups)}
 
         def make_pairs() -> bool:
             try:
@@ -127,19 +147,10 @@ class PairLearner:
                 return False
             return True
 
-        if not trainer.processes.group.lead(make_pairs):
-            return {"pairs": 0}
+        if not self.trainer.processes.group.lead(make_pairs):
+            return [], {"pairs": 0}
         pairs = self._pairs(store)
-        trainer.data = self._data(store, pairs)
-        sums: dict[str, float] = {}
-        steps = self.online.updates * self.online.epochs
-        for step in range(steps):
-            metrics = trainer.accumulate(trainer.micro_batches(step))
-            for key, value in (metrics | update()).items():
-                sums[key] = sums.get(key, 0.0) + value
-            if hasattr(self.objective, "observe"):
-                self.objective.observe(over_heads(metrics))
-        return {key: value / steps for key, value in sums.items()} | {"pairs": len(pairs)}
+        return groups_of(self.objective, pairs, "of the round"), {"pairs": len(pairs)}
 
     def _pairs(self, store: Store) -> list[PairRow]:
         """Return the round's pairs; their ids and order depend only on prompts and candidate ids."""
@@ -150,9 +161,9 @@ class PairLearner:
             pairs.append(replace(pair, id=id, images=images))
         return sorted(pairs, key=lambda pair: pair.id)
 
-    def _data(self, store: Store, pairs: list[PairRow]) -> PairData:
-        """Return the groups that the objective learns from, with latents and conditions in memory."""
-        wanted = {image.key for pair in pairs for image in pair.images}
+    def _data(self, store: Store, groups: list[Any]) -> PairData:
+        """Return the groups with latents and conditions in memory."""
+        wanted = {image.key for group in groups for image in group.images}
         latents = MemoryCache()
         for candidate in store.iter_candidates():
             if candidate.id in wanted and candidate.payload is not None:
@@ -160,10 +171,9 @@ class PairLearner:
                 tree = {"latents": safetensors.torch.load(candidate.payload)["latents"].float()}
                 latents.append({candidate.id: tree}, {candidate.id: [image.height, image.width]})
         requests = {request.request_id: request for request in store.requests()}
-        groups = groups_of(self.objective, pairs, "of the round")
         seed = self.trainer.config.seed
         data = PairData(groups, latents, self.conditions, requests, seed=seed)  # type: ignore[arg-type]
-        fill_conditions(data.of(pairs), self.trainer.family, (0, 1))
+        fill_conditions(data, self.trainer.family, (0, 1))
         return data
 
 

@@ -108,12 +108,13 @@ def check_recipe(
     check_settings(name, online)
     check_offload("generate.NAME.offload", _generator(recipe, online).offload, config.device)
     rewarded = [alias for alias, weight in online.rewards.items() if weight]
-    if objective.shape != "step":
+    on_pairs = objective.shape != "step" and not getattr(objective, "needs_advantage", False)
+    if on_pairs:
         rewarded += pair_settings(recipe, online, where).weights
     aliases = dict.fromkeys([*rewarded, *online.watch, *([online.mask] if online.mask else [])])
     scorer_set = ScorerSet(recipe, list(aliases), where, store)
     scorer_set.refuse_judges(list(dict.fromkeys(rewarded)), where)
-    chooser = PairChooser.of(recipe, online, scorer_set.signs(), where) if objective.shape != "step" else None
+    chooser = PairChooser.of(recipe, online, scorer_set.signs(), where) if on_pairs else None
     return scorer_set, chooser
 
 

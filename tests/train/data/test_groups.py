@@ -50,6 +50,19 @@ def test_equal_values_leave_one_image_in_the_list():
     assert keys(found) == of("a", "c")
 
 
+def test_scored_groups_keep_equal_images_and_standardise_what_the_gaps_say():
+    """Of values 3, 1, 1, 0: mean 1.25, std sqrt(1.1875); singles have the advantages of their group."""
+    pairs = [pair(0, "a", "b", 2.0), pair(1, "a", "c", 2.0), pair(2, "b", "d", 1.0), pair(3, "c", "d", 1.0)]
+    (found,) = groups_of(plugin_options.make("objective", "gpo", {}), pairs, "main")
+    assert keys(found)[0::3] == of("a", "d") and set(keys(found)) == set(of("a", "b", "c", "d"))
+    expected = [(value - 1.25) / 1.1875**0.5 for value in (3, 1, 1, 0)]
+    assert found.advantages == pytest.approx(expected) and found.labels == (1.0, 0.0, 0.0, 0.0)
+    assert found.flipped().images == found.images[::-1] and found.flipped().advantages == found.advantages
+    alone = groups_of(plugin_options.make("objective", "nft", {}), pairs, "main")
+    assert [(keys(g)[0], g.advantages[0]) for g in alone] == list(zip(keys(found), found.advantages, strict=True))
+    assert len({group.id for group in alone}) == 4
+
+
 def test_gaps_that_are_missing_or_disagree_are_refused():
     with pytest.raises(UsageError, match="row 7: no score_gap"):
         ranked([pair(7, "a", "b")], "main")

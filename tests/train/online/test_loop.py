@@ -44,6 +44,10 @@ OBJECTIVES = [
     ("sd3", "oft", {"mask": "box", "noise": "cps"}),
     ("sd", "dpo", {"refresh": 1}),
     ("sd3", "sft", {}),
+    ("sd3", "nft", {"statistics": "grouped"}),
+    ("sd", "nft", {"statistics": "global"}),
+    ("sd-v", "dgpo", {"refresh": 1}),
+    ("sd3", "gpo", {}),
 ]
 TRUST = {"dance": {"trust": "guard", "clip": 2e-6}, "cps": {"trust": "dppo", "kl": 0.0}}
 
@@ -64,7 +68,7 @@ def test_every_objective_learns_from_rounds(make, tmp_path, kind, name, online):
     assert any(value.any() for value in changed.values())
     rows = lines(store)
     assert len(rows) == 2 and all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
-    if name not in ("dpo", "sft"):
+    if name in ("ddpo", "d3po", "oft", "flow_grpo"):
         assert rows[0]["drift"] <= 1e-6 and rows[1]["drift"] <= 1e-6
         if "updates" not in online:
             assert abs(rows[0]["ratio"] - 1) <= 1e-6
@@ -203,9 +207,9 @@ def test_objectives_on_winners_singles_and_lists_see_those(make, monkeypatch, na
     assert {label for batch in seen for label in batch.groups.label.tolist()} == labels
 
 
-@pytest.mark.parametrize("name", ["linear", "kto"])
+@pytest.mark.parametrize("name", ["linear", "kto", "nft"])
 def test_what_offline_objectives_remember_survives_a_pause(make, name):
-    """linear: its moving reference; kto: its running baseline."""
+    """linear: its moving reference; kto: its running baseline; nft: the policy that samples."""
     whole, recipe = make(where="whole", objective=Choice(name), rounds=2, **QUICK)
     run_train(whole, recipe, "up")
     parts, recipe = make(where="parts", objective=Choice(name), rounds=2, **QUICK)

@@ -43,12 +43,14 @@ def test_two_processes_learn_what_one_learns(make, forks, tmp_path):
     up = recipe.train["up"]
     small = replace(up, online=replace(up.online, requests=1, updates=1, rounds=1))
     pairs = replace(up, objective=Choice("dpo", {"beta": 20}), online=replace(up.online, ema=0.0, refresh=1))
-    recipe = replace(recipe, train={"up": up, "small": small, "pairs": pairs})
+    scored = replace(up, objective=Choice("nft"), online=replace(up.online, ema=0.0))
+    recipe = replace(recipe, train={"up": up, "small": small, "pairs": pairs, "scored": scored})
     for name in recipe.train:
         run_train(one, recipe, name)
     two = Store.create(one.folder.parent / "two")
     pairs = replace(pairs, batch_size=1)  # the global batch is what counts
-    recipe = replace(recipe, run=str(two.folder), train={**recipe.train, "pairs": pairs})
+    changed = {"pairs": pairs, "scored": replace(scored, batch_size=1)}
+    recipe = replace(recipe, run=str(two.folder), train={**recipe.train, **changed})
     (two.folder / "recipe.yaml").write_text(reader.dump(recipe))
     ranks = forks.ranks("train", two.folder)
     said = ranks[0].communicate()[1]
