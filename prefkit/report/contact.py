@@ -52,7 +52,7 @@ def contact_sheet(store: Store, request_ids: Sequence[str] | None = None, filter
     total = len(table)
     table = table.sort_values(["request_id", "generator", "index"], kind="stable").iloc[:MOST]
     path = store.folder / "contact.html"
-    script, style = (Path(__file__).with_name(f"contact.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    script, style = (html.asset(f"contact.{kind}") for kind in ("js", "css"))
     title = f"Contact sheet · {store.folder.resolve().name}"
     write_atomic(path, html.page(title, _body(store, table, total), script=script, style=style))
     return path
