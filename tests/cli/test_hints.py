@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
 
+import answers
 import pytest
 
 from prefkit.cli.next_step import EXAMPLE
-from prefkit.human.votes import checksum
 
 HINT = re.compile(r"^Hint: (?:next(?: \([^()]*\))?: (prefkit .*)|.*`(prefkit [^`]*)`.*)$", re.M)
 #: verb -> flags that make it fast
 SIZES = {"train": ["--steps", "2"], "eval": ["--seeds", "1", "--bootstrap", "200"]}
 #: text of a hint -> text that makes it fast
-FAST = {"--generate.own.steps 30": "--generate.own.steps 1"}
+FAST = {"--generate.own.steps 30": "--generate.own.steps 1 --generate.own.height 64 --generate.own.width 64"}
 IMAGES = ["--steps", "2", "--height", "64", "--width", "64"]
 
 
@@ -64,21 +63,14 @@ def images(*folders: str) -> None:
             (folder / f"{name}.txt").write_text(f"a {name}")
 
 
-def vote_file(run: Path, out: Path) -> None:
-    """Write the answers of an annotator who always prefers the left image to `out`."""
-    page = next(run.glob("votes/*.json"))
-    votes = [
-        {"pair": pair["pair"], "order": "ba" if "again" in pair else "ab", "choice": "left", "time": 1_700_000_000_123}
-        for pair in json.loads(page.read_text())["pairs"]
-    ]
-    who = "person-0123456789ab"
-    body = {"prefkit_votes": 1, "page": page.stem, "annotator": who, "votes": votes}
-    out.write_text(json.dumps(body | {"check": checksum(page.stem, who, votes)}))
-
-
 def test_flags_alone_lead_from_prompts_to_a_report(follow, cli, sd):
     assert follow(*generate(sd)) == ["generate", "score", "pair", "train", "eval", "report"]
     assert Path("R/eval/held_out/result.json").exists()
+    follow("report", "R", "--vote", "--models", "base,dpo", "--n", "2")
+    answers.write(Path("R"), Path("on evaluation"))
+    assert follow("import", "on evaluation", "R") == ["import", "report"]
+    assert "People chose" in Path("R/report.html").read_text()
+
     for words in (["export", "R", "out", "--as", "folders"], ["clean", "R"], ["push", "R", "--to", "a/b", "--dry-run"]):
         follow(*words)
     assert follow("compare", "R", "--use", "mllm", "--model", "tiny", "--most", "1")[:3] == ["compare", "pair", "train"]
@@ -86,8 +78,8 @@ def test_flags_alone_lead_from_prompts_to_a_report(follow, cli, sd):
     assert follow("report", "R", "--decisions", "d.csv")[:2] == ["report", "pair"]
 
     assert follow("report", "R", "--vote", "--n", "2") == ["report"]
-    vote_file(Path("R"), Path("answers.json"))
-    assert follow("import", "answers.json", "R")[:3] == ["import", "report", "pair"]
+    answers.write(Path("R"), Path("answers"))
+    assert follow("import", "answers", "R")[:3] == ["import", "report", "pair"]
 
 
 def candidate(run: str) -> str:
@@ -122,11 +114,3 @@ def test_an_online_training_leads_to_its_evaluation(follow, sd):
     requests = ["--requests.source", "prompts.txt", "--requests.test_share", "0.25"]
     start = ["train", "R", "--model.base", str(sd), "--objective.use", "ddpo"]
     assert follow(*start, *requests, *sampler, *scorers, *small) == ["train", "eval", "report"]
-
-
-def test_votes_on_an_evaluation_lead_to_the_report_only(follow, sd):
-    follow(*generate(sd))
-    follow("report", "R", "--vote", "--models", "base,default", "--n", "2")
-    vote_file(Path("R"), Path("answers.json"))
-    assert follow("import", "answers.json", "R") == ["import", "report"]
-    assert "People chose" in Path("R/report.html").read_text()
