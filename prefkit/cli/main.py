@@ -353,7 +353,11 @@ def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
         from prefkit.evaluate.summary import flat_rows
 
         return [row for result in results.values() for row in flat_rows(result)]
-    return [
+    rows = [
         {name: entry, **{key: value for key, value in counts.items() if not isinstance(value, (dict, list))}}
         for entry, counts in results.items()
     ]
+    if name == "pair":  # of the many reasons to remove a candidate, the table has those that occurred
+        empty = {key for key in rows[0] if all(row.get(key) == 0 for row in rows) and key != "pairs"} if rows else set()
+        rows = [{key: value for key, value in row.items() if key not in empty} for row in rows]
+    return rows

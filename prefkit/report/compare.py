@@ -19,6 +19,8 @@ from prefkit.store.summary import metrics, status
 FOOTER = "Made by prefkit. Each run's own report has the details."
 #: sections of a recipe whose entries have names
 NAMED = ("generate", "score", "compare", "pair", "train", "eval")
+#: keys that differ between any two runs, or that only describe a recipe
+UNINTERESTING = ("run", "about")
 #: kinds of curves that are left out: one chart per timestep bin and run would be too many
 LEFT_OUT = ("by timestep",)
 SETTINGS = (
@@ -55,7 +57,7 @@ def compare_runs(stores: Sequence[Store]) -> Path:
     head = f'<header><h1>{html.text(names, 200)}</h1><nav aria-label="Sections">{links}</nav></header>'
     body = f"{head}<main>\n{''.join(sections)}</main><footer>{FOOTER}</footer>"
     first = next(iter(runs.values())).folder.resolve()
-    name = re.sub(r"[^\w.-]+", "-", f"compare-{'-'.join(runs)}")[:100]
+    name = re.sub(r"[^\w.]+", "-", f"compare-{'-'.join(runs)}")[:100].strip("-.")
     path = first.parent / f"{name}.html"
     write_atomic(path, html.page(f"{names} · prefkit", body, script=html.asset("report.js")))
     return path
@@ -107,7 +109,7 @@ def _settings(runs: Runs) -> str:
     rows = [[entry, *(_entry(recipe, entry) or "–" for recipe in recipes)] for entry in sorted(partial)]
     for key in keys:
         values = [settings.get(key, "–") for settings in flat]
-        if len(set(values)) > 1 and key != "run" and ".".join(key.split(".")[:2]) not in partial:
+        if len(set(values)) > 1 and key not in UNINTERESTING and ".".join(key.split(".")[:2]) not in partial:
             hidden = SECRET_KEY.search(key.rpartition(".")[2])
             rows.append([key, *(["(hidden)"] * len(values) if hidden else values)])
     cells = [[html.text(cell, 300) for cell in row] for row in rows]
@@ -137,7 +139,9 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    elif tree is not None:
+    elif isinstance(tree, list) and tree and not any(isinstance(value, (list, Mapping)) for value in tree):
+        yield prefix, ", ".join(map(str, tree))
+    elif tree not in (None, {}, []):
         yield prefix, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False, default=str)
 
 

@@ -17,6 +17,7 @@ from prefkit.store.files import read_json
 from prefkit.store.summary import Pairs, metrics
 
 Curve = tuple[list[float], list[float]]
+MARGINS = "Margins are relative to the frozen reference: a winner advantage above 0 means that winners became likelier."
 EXTREMES = 12
 SIDE = 288
 SHEET = 900  # longer side of a sheet of images made while training, in pixels
@@ -95,9 +96,10 @@ def training(store: Store) -> str:
     names = store.names("train")
     if not names:
         return html.section("training", "Training", html.missing("Nothing has been trained yet."))
-    parts = []
+    parts, pairwise = [], False
     for name in names[:CURVED]:
         rows = metrics(store.train(name))
+        pairwise = pairwise or any("win_advantage" in row for row in rows)
         state = "finished" if (store.train(name) / "final").exists() else "not finished"
         parts.append(f'<h3>{html.text(name, 60)} <span class="tag">{state}</span></h3>')
         plots, rest = _curves(rows)
@@ -105,10 +107,9 @@ def training(store: Store) -> str:
         parts.append(rest if plots or rest else html.missing("No step has been recorded yet."))
         folder = store.train(name)
         parts += [_samples(folder), _board(folder), _preflight(folder), _sample_evaluations(rows)]
-    lead = (
-        "Margins are relative to the frozen reference: a winner advantage above 0 means that winners became likelier. "
-        "Long curves are averaged over neighbouring steps."
-    )
+    lead = "Long curves are averaged over neighbouring steps."
+    if pairwise:
+        lead = f"{MARGINS} {lead}"
     return html.section("training", "Training", "".join(parts) + _rest(names, CURVED), lead)
 
 

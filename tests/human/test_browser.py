@@ -411,5 +411,5 @@ def test_images_of_a_report_open_by_keyboard_and_its_tables_become_csv(browser, 
     with browser.downloaded("reported-evaluation-2.csv").open(encoding="utf-8-sig", newline="") as file:
         head, first, *_ = csv.reader(file)
     assert head == ["Model", "Judge", "", "Verdict", "Base", "Tuned", "Win rate", *head[7:]]
-    assert first[:7] == ["dpo", "align", "training signal", "better", "2", "2.6", "0.68"] and "0.59 to 0.77" in first
+    assert first[:7] == ["dpo", "align", "training signal", "better", "2.0", "2.6", "0.68"] and "0.59 to 0.77" in first
     assert not browser.complaints() and browser.asked_for() == {(tmp_path / "reported" / "report.html").as_uri()}

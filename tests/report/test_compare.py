@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from report_synthetic import full_run, requests
@@ -105,13 +106,18 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, cli):
     assert code == 2 and "--vote is for one run" in err
 
 
-def test_the_verb_and_python_write_the_same_page(runs, cli):
+def test_the_verb_and_python_write_the_same_page(runs, cli, tmp_path):
     from prefkit import Run
 
     code, out, err = cli("report", runs[0].folder, runs[1].folder, "--json")
     found = json.loads(out)
     assert code == 0 and {row["run"] for row in found["runs"]} == {str(store.folder) for store in runs}, err
-    assert str(Run(runs[0].folder).report(runs[1].folder)) == found["report"]
+    shutil.copytree(runs[0].folder, tmp_path / "without recipe")
+    (tmp_path / "without recipe" / "recipe.yaml").unlink()
+    path = Run(tmp_path / "without recipe").report(runs[1].folder)
+    assert section(path.read_text(), "images").count("<img") == section(
+        Path(found["report"]).read_text(), "images"
+    ).count("<img")
 
 
 def test_evaluations_on_other_requests_are_told(runs, tmp_path):
