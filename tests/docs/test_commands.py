@@ -28,7 +28,7 @@ SIZES = {
     "prefkit push runs/x": "prefkit push runs/x --dry-run",
 }
 #: pages whose commands all run, in this order, in the folder that README's commands have filled
-PAGES = ["docs/data.md", "docs/people.md", "docs/push.md", "docs/scorers.md"]
+PAGES = ["docs/data.md", "docs/people.md", "docs/push.md", "docs/scorers.md", "docs/evaluation.md"]
 #: start of a command -> why it is only parsed
 PARSED = {
     "prefkit run demo": "takes minutes; tests/tiny/test_demo.py runs it",
@@ -125,6 +125,10 @@ def test_the_commands_of_the_other_pages_work_in_order(cli, sd, tmp_path_factory
             perform(cli, [vote])
             answers.write(Path("runs/x"), Path("answers"), people=2)
             perform(cli, [collect, report])
+        elif name == "docs/evaluation.md":  # of runs that share requests
+            shutil.rmtree("runs/y")
+            shutil.copytree("runs/x", "runs/y")
+            perform(cli, read(name, sd))
         else:
             perform(cli, read(name, sd))
     assert Path("runs/x/agreement.json").exists() and len(list(Path("runs/x/push").iterdir())) == 2
@@ -163,6 +167,13 @@ def test_every_command_of_a_page_runs_in_a_test_or_can_be_parsed(name, monkeypat
     for line in commands((ROOT / name).read_text()):
         assert only_parsed(line) or name in (*PAGES, "README.md", "docs/quickstart.md"), f"{name}: nothing runs {line}"
         parse(shlex.split(line, comments=True))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_python_in_a_page_is_python(name):
+    for language, code in blocks((ROOT / name).read_text()):
+        if language == "python":
+            compile(code, name, "exec")
 
 
 def parse(words: list[str]) -> None:

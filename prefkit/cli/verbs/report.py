@@ -108,7 +108,7 @@ def vote(store: Any, known: argparse.Namespace) -> int:
     output.emit(page, known.json)
     output.hint(
         f"open {page['path']} in a browser, or send it to annotators. Run `prefkit import FILE {store.folder}` for "
-        "each file that they save. Keep the folder votes/ private: it names the model or candidate of each picture."
+        "each file that they save, or with the folder of all files. Keep the folder votes/ private: it names the model or candidate of each picture."
     )
     return 0
 
