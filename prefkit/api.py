@@ -143,8 +143,14 @@ class Run:
             self.recipe = resolve.with_options(self.recipe, verb, _listed(names), settings)
         return self
 
-    def report(self) -> Path:
+    def report(self, *others: str | Path | Run) -> Path:
+        """Write report.html, or with further runs one page that compares all of them, and return its path."""
+        from prefkit.report.compare import compare_runs
         from prefkit.report.page import write_report
+
+        if others:
+            stores = [run.store if isinstance(run, Run) else Store(run) for run in others]
+            return compare_runs([self.store, *stores])
 
         if not self.store.exists():
             raise UsageError(f"{self.folder} is not a run folder: it has no run.json. Start with run.generate().")

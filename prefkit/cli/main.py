@@ -37,8 +37,8 @@ VERBS = {
     "export": "pairs -> the layout that another trainer reads",
     "plugins": "list the scorers, strategies, objectives and families",
 }
-#: stage -> the verb to suggest next
-NEXT = {"generate": "score", "score": "pair", "compare": "pair", "pair": "train", "train": "eval", "eval": "report"}
+#: the stages: verbs with settings in the recipe
+STAGES = ("generate", "score", "compare", "pair", "train", "eval")
 #: verbs whose work all processes of a launch share; only rank 0 runs the other verbs
 SHARED = ("generate", "score", "pair", "train", "eval", "fit", "run")
 #: verbs with --shard
@@ -168,7 +168,7 @@ def verb(name: str, argv: list[str]) -> int:
     if known.help:
         processes.lead(lambda: output.say(help_of(name, known, flags)))
         return 0
-    act: Any = partial(stage, name) if name in NEXT else verb_module(name).act
+    act: Any = partial(stage, name) if name in STAGES else verb_module(name).act
     if name == "score":
         verb_module("score_serve").check(known)
     if name == "score" and known.serve:
@@ -193,7 +193,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     parser = Parser(prog=f"prefkit {name}", add_help=False, allow_abbrev=False)
-    module: Any = None if name in NEXT else verb_module(name)
+    module: Any = None if name in STAGES else verb_module(name)
     metavar, text = getattr(module, "POSITIONAL", ("RUN", "run folder, or the name of a shipped recipe (demo)"))
     add = parser.add_argument
     add("run_folder", nargs="?", metavar=metavar, help=text)
@@ -201,7 +201,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     add("-h", "--help", action="store_true", help="show this text")
     add("--json", action="store_true", help="print the result as JSON on stdout")
     add("-q", "--quiet", action="store_true", help="no notes, hints or progress on stderr")
-    if name in (*NEXT, "run"):
+    if name in (*STAGES, "run"):
         add("--dry-run", action="store_true", help="show what would be done and what it may cost; load no weights")
         text = (
             "make entries again whose settings have changed, and what was made from them; the old ones move to RUN/.old"
@@ -209,7 +209,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         add("--redo", action="store_true", help=text)
         text = "trial run with at most N requests (score: candidates, compare: pairs, train: steps)"
         add("--limit", type=positive, metavar="N", help=text)
-    if name in NEXT:
+    if name in STAGES:
         add("--name", action="append", default=[], help="run only this entry of the recipe's section (may be repeated)")
     if name == "score":
         text = (
@@ -266,7 +266,7 @@ def help_of(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) 
     from prefkit.config import reader, resolve
 
     texts = [f"prefkit {name}: {VERBS[name]}", "", parser_of(name).format_help().strip(), ""]
-    if name not in NEXT:
+    if name not in STAGES:
         more = getattr(verb_module(name), "more_help", None)
         return "\n".join([*texts, *(more(known) if more else []), EPILOG])
     kind = getattr(config, name.capitalize())
@@ -308,6 +308,7 @@ def open_run(name: str, known: argparse.Namespace, flags: list[tuple[str, str]])
 
 
 def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.cli import next_step
     from prefkit.config.rounds import check_stage
 
     run = open_run(name, known, flags)
@@ -325,30 +326,16 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     if name in NOTES:
         output.note(NOTES[name])
     if distributed.group().sharded:
-        output.hint(shard.next_command(name, next_verb(name, run.recipe), run.folder))
+        output.hint(shard.next_command(name, run.folder))
         return 0
     if name == "eval":
         note_distances(list(counts.values()))
-    folder = output.shell_quoted(run.folder)
-    unjudged = name == "eval" and next(
-        (entry for entry, result in counts.items() if not rows_of(name, {entry: result})), None
-    )
+    unjudged = name == "eval" and next((e for e, result in counts.items() if not rows_of(name, {e: result})), None)
     if unjudged:
-        set_name, models = next(iter(counts[unjudged]["sets"].items()))
-        chosen = f"--models base,{next(iter(models), 'NAME')} --eval {unjudged} --set {set_name}"
-        text = f"next: prefkit serve {folder} {chosen}, then prefkit eval {folder} again"
-        output.hint(f"eval {unjudged} has no scorer, so people are its judge. {text}.")
+        output.hint(next_step.voting(run.store, unjudged, counts[unjudged]))
     else:
-        output.hint(f"next: prefkit {next_verb(name, run.recipe)} {folder}")
+        output.hint(next_step.after(name, run.store, run.recipe))
     return 0
-
-
-def next_verb(name: str, recipe: Any) -> str:
-    """Return the verb to suggest after a stage: report instead of eval if no generator can sample trained models."""
-    from prefkit.config.compatibility import first_sampler
-
-    evaluated = not recipe.generate or first_sampler(recipe) is not None
-    return NEXT[name] if NEXT[name] != "eval" or evaluated else "report"
 
 
 def dry_run(run: Any, limits: dict[str, int | None], known: argparse.Namespace) -> int:
@@ -391,7 +378,11 @@ def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
         from prefkit.evaluate.summary import flat_rows
 
         return [row for result in results.values() for row in flat_rows(result)]
-    return [
+    rows = [
         {name: entry, **{key: value for key, value in counts.items() if not isinstance(value, (dict, list))}}
         for entry, counts in results.items()
     ]
+    if name == "pair":  # of the many reasons to remove a candidate, the table has those that occurred
+        empty = {key for key in rows[0] if all(row.get(key) == 0 for row in rows) and key != "pairs"} if rows else set()
+        rows = [{key: value for key, value in row.items() if key not in empty} for row in rows]
+    return rows

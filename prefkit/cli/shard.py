@@ -119,11 +119,7 @@ def _slurm(task: int, count: int) -> tuple[int, int]:
     return (task - first) // step, count
 
 
-def next_command(verb: str, following: str, folder: Path) -> str:
+def next_command(verb: str, folder: Path) -> str:
     """Return the hint after a worker's command."""
-    place = shell_quoted(folder)
-    if verb == "eval":
-        return f"when all workers have ended: prefkit eval {place} (makes what is missing, then compares)"
-    return (
-        f"when all workers have ended: prefkit {verb} {place} (makes what is missing), then prefkit {following} {place}"
-    )
+    what = "makes what is missing, then compares" if verb == "eval" else "makes what is missing, and names the next step"
+    return f"when all workers have ended: prefkit {verb} {shell_quoted(folder)} ({what})"

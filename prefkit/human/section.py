@@ -131,7 +131,8 @@ def _cells(estimate: dict[str, Any], unit: str, n: int | None = None, percent: b
     if estimate["value"] is None:
         return ["–", "–", "", count]
     value, low, high = (
-        f"{estimate[key]:.0%}" if percent else f"{estimate[key]:.2f}" for key in ("value", "low", "high")
+        html.value(estimate[key], f"{estimate[key]:.0%}" if percent else f"{estimate[key]:.2f}")
+        for key in ("value", "low", "high")
     )
     mark = " ▵" if estimate["groups"] < FEW else ""
     drawn = plot.interval(estimate["low"], estimate["value"], estimate["high"], "fraction") if percent else ""

@@ -29,16 +29,16 @@ def audits(store: Store) -> str:
 def _audit(name: str, report: dict[str, Any]) -> str:
     warnings = [html.text(text[:1].upper() + text[1:]) for text in report.get("warnings", [])]
     counts, leaks = report.get("counts", {}), report.get("splits", {})
-    without = f"{html.number(report['requests_without_pairs'])} of {html.number(report['requests'])}"
+    without = f"{html.value(report['requests_without_pairs'])} of {html.value(report['requests'])}"
     rows = [
-        ["pairs", html.number(report["pairs"])],
+        ["pairs", html.value(report["pairs"])],
         ["requests without pairs", without],
         ["tie rate", _percent(report["tie_rate"])],
         ["pairs on which scorers conflict", _percent(report["conflict_share"])],
-        *([key.replace("_", " "), html.number(counts[key])] for key in REMOVED if counts.get(key)),
-        *([f"{k} that another split repeats", html.number(leaks[k])] for k in ("prompts", "images") if k in leaks),
+        *([key.replace("_", " "), html.value(counts[key])] for key in REMOVED if counts.get(key)),
+        *([f"{k} that another split repeats", html.value(leaks[k])] for k in ("prompts", "images") if k in leaks),
     ]
-    sizes = [[html.text(size), html.number(count)] for size, count in report["pairs_per_request"].items()]
+    sizes = [[html.text(size), html.value(count)] for size, count in report["pairs_per_request"].items()]
     tables = [html.table(["", ""], rows) + html.table(["Pairs of a request", "Requests"], sizes), _shortcuts(report)]
     titles = {
         "agreement": "Candidate pairs that two scorers order the same way",
@@ -69,8 +69,11 @@ def _shortcuts(report: dict[str, Any]) -> str:
 
 
 def _interval(cell: list[float] | None) -> str:
-    return f"{cell[0]:.2f} [{cell[1]:.2f}, {cell[2]:.2f}]" if cell else "–"
+    if not cell:
+        return "–"
+    middle, low, high = (html.value(number, f"{number:.2f}") for number in cell)
+    return f"{middle} [{low}, {high}]"
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None else html.value(value, f"{value:.1%}")

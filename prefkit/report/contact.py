@@ -73,7 +73,7 @@ def contact_page(
         )
     total = len(table)
     table = table.sort_values(["request_id", "generator", "index"], kind="stable").iloc[:most]
-    script, style = (Path(__file__).with_name(f"contact.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    script, style = (html.asset(f"contact.{kind}") for kind in ("js", "css"))
     title = f"Contact sheet · {store.folder.resolve().name}"
     return html.page(title, _body(store, table, total, live), script=script, style=style, live=live)
 

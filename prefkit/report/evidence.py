@@ -89,19 +89,19 @@ def _finding(model: str, where: str, alias: str, row: dict[str, Any]) -> list[st
     shares = ["–"] * 3
     if row["win_rate"] is not None:
         wins = row["win_rate"] - row["tie_share"] / 2
-        shares = [f"{share:.0%}" for share in (wins, row["tie_share"], 1 - wins - row["tie_share"])]
+        shares = [html.value(share, f"{share:.0%}") for share in (wins, row["tie_share"], 1 - wins - row["tie_share"])]
     return [
         f"<b>{html.text(model, 60)}</b>{kind}{place}",
         f"{html.text(alias, 40)} {TAGS[row.get('used_for_pairs')]}",
         _verdict(row["verdict"]),
-        html.number(row["base"]),
-        html.number(row["tuned"]),
+        html.value(row["base"]),
+        html.value(row["tuned"]),
         *shares,
     ]
 
 
 def _verdict(word: str) -> str:
-    return f'<span class="verdict {html.text(word.split()[0])}">{SYMBOLS.get(word, "")} {html.text(word)}</span>'
+    return f'<span class="verdict {html.text(word.split()[0])}"><span aria-hidden="true">{SYMBOLS.get(word, "")}</span> {html.text(word)}</span>'
 
 
 def evaluation(store: Store, evaluations: dict[str, dict[str, Any]]) -> str:
@@ -127,11 +127,11 @@ def evaluation(store: Store, evaluations: dict[str, dict[str, Any]]) -> str:
 
 def _table(models: dict[str, dict[str, Any]]) -> str:
     ordered = {model: models[model] for model in sorted(models, key=grids.is_variant)}
-    rows = [_row(model, alias, row) for model, scorers in ordered.items() for alias, row in scorers.items()]
+    rows = [cells(model, alias, row) for model, scorers in ordered.items() for alias, row in scorers.items()]
     # diversity is the same for all judges of a model
     first: dict[str, dict[str, Any]] = {model: next(iter(scorers.values()), {}) for model, scorers in ordered.items()}
     distances = [
-        [html.text(model, 60), *(html.number(row.get(key)) for key in DISTANCES)] for model, row in first.items()
+        [html.text(model, 60), *(html.value(row.get(key)) for key in DISTANCES)] for model, row in first.items()
     ]
     caption = "How much the images vary: root mean square over pixels of 32 x 32 versions, 0 to 1"
     embedded = [(model, row["encoder_diversity"]) for model, row in first.items() if row.get("encoder_diversity")]
@@ -144,7 +144,7 @@ def _table(models: dict[str, dict[str, Any]]) -> str:
 def _tiers(models: dict[str, dict[str, Any]]) -> str:
     """Return the table of scores by tier of the prompt and by group, with the relative improvement, or ""."""
     rows = [
-        [*(html.text(text, 40) for text in (model, alias, group)), *_levels(part), html.number(part["n_requests"])]
+        [*(html.text(text, 40) for text in (model, alias, group)), *_levels(part), html.value(part["n_requests"])]
         for model, scorers in models.items()
         for alias, row in scorers.items()
         if row.get("tiers")
@@ -154,9 +154,12 @@ def _tiers(models: dict[str, dict[str, Any]]) -> str:
 
 
 def _levels(part: dict[str, Any]) -> list[str]:
-    means = [html.number(part["means"].get(name)) for name in ("superficial", "base", "tuned", "explicit")]
+    means = [html.value(part["means"].get(name)) for name in ("superficial", "base", "tuned", "explicit")]
     estimate = part["relative_improvement"] or dict.fromkeys(("value", "low", "high", "reason"))
-    value, low, high = ("–" if estimate[key] is None else f"{estimate[key]:.1%}" for key in ("value", "low", "high"))
+    value, low, high = (
+        "–" if estimate[key] is None else html.value(estimate[key], f"{estimate[key]:.1%}")
+        for key in ("value", "low", "high")
+    )
     note = f'<br><span class="warn">{html.text(estimate["reason"], 120)}</span>' if estimate["reason"] else ""
     return [*means, value + note, "–" if estimate["low"] is None else f"{low} to {high}"]
 
@@ -168,7 +171,7 @@ def _encoded(rows: list[tuple[str, dict[str, Any]]]) -> str:
     head = ["Model", "Diversity of base", "Diversity of model"]
     encoder = html.text(rows[0][1]["encoder"], 80)
     caption = f"Diversity by {encoder}: mean cosine distance between the images of a request, 0 to 2"
-    cells = [[html.text(model, 60), html.number(row["base"]), html.number(row["tuned"])] for model, row in rows]
+    cells = [[html.text(model, 60), html.value(row["base"]), html.value(row["tuned"])] for model, row in rows]
     return html.table(head, cells, caption)
 
 
@@ -180,9 +183,9 @@ def _real(rows: list[tuple[str, dict[str, Any]]]) -> str:
     cells = [
         [
             *(html.text(model, 60), label),
-            *(html.number(row[measure][key]) for key in ("base", "tuned", "difference")),
-            " to ".join(html.number(row[measure][key]) for key in ("ci_low", "ci_high")),
-            *(html.number(row[key]) for key in ("n", "n_real")),
+            *(html.value(row[measure][key]) for key in ("base", "tuned", "difference")),
+            " to ".join(html.value(row[measure][key]) for key in ("ci_low", "ci_high")),
+            *(html.value(row[key]) for key in ("n", "n_real")),
         ]
         for model, row in rows
         for measure, label in MEASURES.items()
@@ -192,9 +195,10 @@ def _real(rows: list[tuple[str, dict[str, Any]]]) -> str:
     return html.table(head, cells, caption, left=2) + f'<p class="quiet">{html.text(" ".join(caveats), 2000)}</p>'
 
 
-def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:
+def cells(model: str, alias: str, row: dict[str, Any]) -> list[str]:
+    """Return a row of the table of HEAD and FURTHER."""
     known = row["win_rate"] is not None
-    interval = f"{row['ci_low']:.2f} to {row['ci_high']:.2f}" if known else "–"
+    interval = " to ".join(html.value(row[key], f"{row[key]:.2f}") for key in ("ci_low", "ci_high")) if known else "–"
     drawn = plot.interval(row["ci_low"], row["win_rate"], row["ci_high"]) if known else ""
     left_out = row.get("requests_left_out")
     without = f'<br><span class="warn">{left_out:,} without</span>' if left_out else ""
@@ -206,15 +210,15 @@ def _row(model: str, alias: str, row: dict[str, Any]) -> list[str]:
         html.text(alias, 40),
         TAGS[row.get("used_for_pairs")],
         _verdict(row["verdict"]),
-        html.number(row["base"]),
-        html.number(row["tuned"]),
-        f"{row['win_rate']:.2f}" if known else "–",
+        html.value(row["base"]),
+        html.value(row["tuned"]),
+        html.value(row["win_rate"], f"{row['win_rate']:.2f}") if known else "–",
         drawn,
         interval,
-        f"{row['tie_share']:.0%}" if known else "–",
-        html.number(row["n_requests"]) + without,
+        html.value(row["tie_share"], f"{row['tie_share']:.0%}") if known else "–",
+        html.value(row["n_requests"]) + without,
         "–" if detectable is None else f"±{detectable:.2f}",
-        html.number(row["best_of_n"]) + partly,
+        html.value(row["best_of_n"]) + partly,
     ]
 
 
@@ -229,7 +233,7 @@ def _aspects(models: dict[str, dict[str, Any]]) -> str:
                     seen.add(name)
                     names = [html.text(text, 40) for text in (model, alias, name.replace("_", " "))]
                     numbers = [values[key] for key in ("base", "tuned", "differ_base", "differ_tuned")]
-                    rows.append(names + ["–" if value is None else f"{value:.2f}" for value in numbers])
+                    rows.append(names + ["–" if n is None else html.value(n, f"{n:.2f}") for n in numbers])
     return f'{html.table(ASPECTS, rows, left=3)}<p class="quiet">{ASPECTS_NOTE}</p>' if rows else ""
 
 

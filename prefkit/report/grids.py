@@ -17,7 +17,7 @@ from prefkit.types import digest
 CONTROL_SUFFIXES = ("-sft", "-flipped")
 BY_HASH, WORST = 6, 6
 SEEDS, MODELS = 4, 3
-SIDE = 144
+SIDE = 288  # twice the size shown, for the enlarged image
 
 
 def both(folder: Path, result: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
@@ -28,7 +28,7 @@ def both(folder: Path, result: dict[str, Any], models: dict[str, dict[str, Any]]
         return html.missing("The images of base and tuned are missing.")
     settings = result.get("settings", {})
     seeds = min(SEEDS, settings.get("eval", {}).get("seeds", SEEDS))
-    frames = {name: _index(store, settings.get("generator"), seeds) for name, store in stores.items()}
+    frames = {name: index(store, settings.get("generator"), seeds) for name, store in stores.items()}
     prompts = {r.request_id: r.prompt for r in stores["base"].requests()}
     shared = set.intersection(set(prompts), *(set(frame.request_id) for frame in frames.values()))
     model = next(name for name in stores if name != "base")
@@ -80,7 +80,7 @@ def _judge(scorers: dict[str, Any]) -> str | None:
     return next(iter([*held_out, *scorers]), None)
 
 
-def _index(store: Store, generator: str | None, seeds: int) -> pd.DataFrame:
+def index(store: Store, generator: str | None, seeds: int) -> pd.DataFrame:
     """Return the first `seeds` candidates of each request, made by `generator`."""
     frame = candidate_index(store)
     frame = frame[frame.generator == generator] if generator in set(frame.generator) else frame

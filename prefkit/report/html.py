@@ -47,6 +47,14 @@ def number(value: Any) -> str:
     return f"{value:,.4g}" if size < 1000 else f"{value:,.0f}"
 
 
+def value(exact: Any, shown: str = "") -> str:
+    """Return a number of a table: rounded (or as `shown`) on the page, with all digits in the table's CSV file."""
+    shown = shown or number(exact)
+    if isinstance(exact, (int, float)) and shown not in ("–", str(exact)):
+        return f'<data value="{exact!r}">{shown}</data>'
+    return shown
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", left: int = 1) -> str:
     """Return a table whose cells are HTML; the first `left` columns hold text, all others numbers."""
     kind = ["" if i < left else ' class="n"' for i in range(len(head))]
@@ -65,7 +73,7 @@ def picture(source: str | None, alt: str, caption: str = "", mark: str = "") -> 
     if source is None:
         image = '<div class="gone" role="img" aria-label="no image">no image</div>'
     else:
-        image = f'<img src="{source}" alt="{text(alt, 120)}" loading="lazy">'
+        image = f'<img src="{source}" alt="{text(alt, 400)}" loading="lazy">'
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f'<figure class="thumb {mark}">{image}{below}</figure>'
 
@@ -87,13 +95,18 @@ def data(name: str, value: Any) -> str:
     return f'<script type="application/json" id="{name}">{encoded}</script>'
 
 
+def asset(name: str) -> str:
+    """Return the text of a script or style sheet beside this file."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
 def page(title: str, body: str, script: str = "", style: str = "", images: str = "data:", live: bool = False) -> str:
     """Return a complete HTML document with inline style and script.
 
     script: the only script that may run, allowed by its hash. images: allowed image sources, in the syntax of a
     Content-Security-Policy. live: the script and forms may send requests to the server that the page came from.
     """
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8") + style
+    style = asset("style.css") + style
     allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"
     policy = POLICY.format(images=images, script=allowed, own="'self'" if live else "'none'")
     program = f"<script>{script}</script>\n" if script else ""

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prefkit.report import html, plot
-from prefkit.report.overview import online_samples
 from prefkit.report.pictures import thumbnail, thumbnails
 from prefkit.store import Store
 from prefkit.store.files import read_json
 from prefkit.store.summary import Pairs, metrics
 
+Curve = tuple[list[float], list[float]]
+MARGINS = "Margins are relative to the frozen reference: a winner advantage above 0 means that winners became likelier."
 EXTREMES = 12
-SIDE = 200
+SIDE = 288
+SHEET = 900  # longer side of a sheet of images made while training, in pixels
 #: maximum numbers of pair sets and of trainings that the page shows; it only names the others
 PAIR_SETS, CURVED = 3, 6
 PLAIN = "^(?!validation/|watch/|score/|seconds/).*"
@@ -49,8 +51,7 @@ def pairs(store: Store) -> str:
     """Return the section on pair sets: histogram of score gaps, and the pairs with the widest and narrowest gaps."""
     names = store.names("pairs")
     if not names:
-        note = "Online training uses no pair set." if online_samples(store) else "No pairs have been made yet."
-        return html.section("pairs", "Pairs", html.missing(note))
+        return html.section("pairs", "Pairs", html.missing("No pairs have been made yet."))
     body = "".join(_pair_set(store, name) for name in names[:PAIR_SETS]) + _rest(names, PAIR_SETS)
     lead = "The gap is the winner's minus the loser's combined, normalised score. Winners are outlined."
     return html.section("pairs", "Pairs", body, lead)
@@ -95,19 +96,32 @@ def training(store: Store) -> str:
     names = store.names("train")
     if not names:
         return html.section("training", "Training", html.missing("Nothing has been trained yet."))
-    parts = []
+    parts, pairwise = [], False
     for name in names[:CURVED]:
         rows = metrics(store.train(name))
+        pairwise = pairwise or any("win_advantage" in row for row in rows)
         state = "finished" if (store.train(name) / "final").exists() else "not finished"
         parts.append(f'<h3>{html.text(name, 60)} <span class="tag">{state}</span></h3>')
-        plots = "".join(_curves(rows))
-        parts.append(f'<div class="plots">{plots}</div>' if plots else html.missing("No step has been recorded yet."))
-        parts += [_board(store.train(name)), _preflight(store.train(name)), _sample_evaluations(rows)]
-    lead = (
-        "Margins are relative to the frozen reference: a winner advantage above 0 means that winners became likelier. "
-        "Long curves are averaged over neighbouring steps."
-    )
+        plots, rest = _curves(rows)
+        parts.append(f'<div class="plots">{"".join(plots)}</div>' if plots else "")
+        parts.append(rest if plots or rest else html.missing("No step has been recorded yet."))
+        folder = store.train(name)
+        parts += [_samples(folder), _board(folder), _preflight(folder), _sample_evaluations(rows)]
+    lead = "Long curves are averaged over neighbouring steps."
+    if pairwise:
+        lead = f"{MARGINS} {lead}"
     return html.section("training", "Training", "".join(parts) + _rest(names, CURVED), lead)
+
+
+def _samples(folder: Path) -> str:
+    """Return the first and the last sheet of images that the training made at fixed seeds, or ""."""
+    sheets = sorted((folder / "watch").glob("*.png"))
+    shown = [
+        html.picture(thumbnail(str(path), SHEET), f"{folder.name}, {path.stem.replace('-', ' ')}", html.text(path.stem))
+        for path in dict.fromkeys([*sheets[:1], *sheets[-1:]])
+    ]
+    lead = f'<p class="quiet">Images of the training at fixed seeds, first and last of {len(sheets):,}:</p>'
+    return f'{lead}<div class="two sheets">{"".join(shown)}</div>' if shown else ""
 
 
 def _board(folder: Path) -> str:
@@ -138,7 +152,7 @@ def _preflight(folder: Path) -> str:
         f"{result['ratio']:.2f} [{low:.2f}, {high:.2f}] times that on {result['own']} of its own samples: {verdict}."
     )
     columns = zip(result["bins"], result["error"], result["own_error"], result["bin_ratio"], strict=True)
-    rows = [[html.text(name), *map(html.number, values)] for name, *values in columns]
+    rows = [[html.text(name), *map(html.value, values)] for name, *values in columns]
     return html.table(["time", "pairs' candidates", "own samples", "ratio"], rows, caption)
 
 
@@ -161,38 +175,68 @@ def _sample_evaluations(rows: Sequence[Mapping[str, Any]]) -> str:
     else:
         verdict = f"No over-optimisation alarm in {len(evaluations)} evaluations of requests outside the training set."
     table = [
-        [html.text(alias, 40), *(html.number(result[alias]["mean"]) for result in (first, last))] for alias in scored
+        [html.text(alias, 40), *(html.value(result[alias]["mean"]) for result in (first, last))] for alias in scored
     ]
-    table.append(["diversity within a request", html.number(first["diversity"]), html.number(last["diversity"])])
+    table.append(["diversity within a request", html.value(first["diversity"]), html.value(last["diversity"])])
     heads = ["held out", f"step {start:,}", f"step {end:,}"]
     return html.table(heads, table, f"{verdict} Gain since the start: {last['gain']:+.2f} std.")
 
 
-def _curves(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield one figure per kind of metric that the training recorded."""
-    series: dict[str, tuple[list[float], list[float]]] = {}
+def _curves(rows: list[dict[str, Any]]) -> tuple[list[str], str]:
+    """Return one figure per kind of metric, and a table of the metrics of which a figure would show nothing."""
+    figures, rest = [], []
+    for title, unit, zero, keys in by_kind(found := series(rows)):
+        drawn = [key for key in keys if varies(*found[key])]
+        rest += [key for key in keys if key not in drawn]
+        if drawn:
+            ordered = "by timestep" in title
+            legend = "".join(key(k, i, len(drawn), ordered) for i, k in enumerate(drawn)) if len(drawn) > 1 else ""
+            svg = plot.lines({key: found[key] for key in drawn}, unit, zero=zero, ordered=ordered)
+            figures.append(html.figure(svg, f"<b>{title}</b>{legend}"))
+    cells = [[html.text(key, 80), *_ends(*found[key])] for key in rest]
+    if not cells:
+        return figures, ""
+    table = html.table(["Metric", "First", "Last", "Values"], cells, "Constant, or with fewer than three values")
+    return figures, f"<details><summary>Metrics without a chart: {len(cells)}</summary>{table}</details>"
+
+
+def series(rows: list[dict[str, Any]]) -> dict[str, Curve]:
+    """Return {metric: (steps, values)} of the rows of metrics.jsonl, without metrics that were never finite."""
+    found: dict[str, Curve] = {}
     for i, row in enumerate(rows):
         for key, value in flat(row):
             if key not in ("step", "epoch", "time"):
-                xs, ys = series.setdefault(key, ([], []))
+                xs, ys = found.setdefault(key, ([], []))
                 xs.append(float(row.get("step", i)))
                 ys.append(value)
+    return {key: curve for key, curve in found.items() if any(math.isfinite(y) for y in curve[1])}
+
+
+def by_kind(keys: Iterable[str]) -> Iterator[tuple[str, str, float | None, list[str]]]:
+    """Yield (title, axis label, y of the reference line, metrics) of each figure, in the order of CURVES."""
     kinds: dict[str, list[str]] = {}
-    for key, (_, ys) in series.items():
-        if any(math.isfinite(y) for y in ys):
-            kinds.setdefault(kind(key), []).append(key)
+    for key in keys:
+        kinds.setdefault(kind(key), []).append(key)
     for title, unit, zero, _ in CURVES:
-        keys = kinds.get(title, [])
-        if keys:
-            ordered = "by timestep" in title
-            legend = "".join(_key(k, i, len(keys), ordered) for i, k in enumerate(keys)) if len(keys) > 1 else ""
-            svg = plot.lines({key: series[key] for key in keys}, unit, zero=zero, ordered=ordered)
-            yield html.figure(svg, f"<b>{title}</b>{legend}")
+        if title in kinds:
+            yield title, unit, zero, kinds[title]
 
 
-def _key(key: str, i: int, count: int, ordered: bool) -> str:
+def varies(xs: Sequence[float], ys: Sequence[float]) -> bool:
+    """True if a curve shows something: at least three finite values, not all equal."""
+    finite = [y for y in ys if math.isfinite(y)]
+    return len(finite) > 2 and max(finite) > min(finite)
+
+
+def _ends(xs: Sequence[float], ys: Sequence[float]) -> list[str]:
+    finite = [y for y in ys if math.isfinite(y)]
+    return [html.value(finite[0]), html.value(finite[-1]), html.value(len(finite))]
+
+
+def key(metric: str, i: int, count: int, ordered: bool = False) -> str:
+    """Return the legend entry of the i-th of `count` curves."""
     css, inline = plot.style(i, count, ordered)
-    name = key.split("/")[1] if key.startswith("watch/") else key.rsplit("/", 1)[-1]
+    name = metric.split("/")[1] if metric.startswith("watch/") else metric.rsplit("/", 1)[-1]
     shown = html.text(name.replace("_", " "), 40)
     return f' <span class="named"><span class="key {css}"{inline}></span>{shown}</span>'
 

@@ -17,7 +17,8 @@ from prefkit.store.summary import higher_is_better, rank_correlation
 if TYPE_CHECKING:
     from prefkit.config import Recipe
 
-SECRET = re.compile(r"(?im)^(\s*[\w-]*(?:token|secret|password|api[_-]?key)[\w-]*\s*:).+$")
+SECRET_KEY = re.compile("(?i)token|secret|password|api[_-]?key")
+SECRET = re.compile(rf"(?im)^(\s*[\w-]*(?:{SECRET_KEY.pattern[4:]})[\w-]*\s*:).+$")
 #: generator settings that are shown
 SHOWN = ("use", "steps", "guidance", "scheduler", "height", "width", "dtype", "seed")
 #: maximum number of failure reasons shown per table
@@ -84,17 +85,17 @@ def what_was_run(store: Store, state: dict[str, Any], recipe: Recipe | None) -> 
     """Return the section with row counts per table, generator settings, recipe and packages."""
     if not store.exists():
         return html.section("run", "What was run", html.missing("This is not a run folder: it has no run.json."))
-    rows = [["requests", html.text(split, 60), html.number(n), "–"] for split, n in state["requests"].items()]
+    rows = [["requests", html.text(split, 60), html.value(n), "–"] for split, n in state["requests"].items()]
     for kind in ("candidates", "scores"):
         for name, count in state[kind].items():
-            failed = html.number(count["failed"])
+            failed = html.value(count["failed"])
             failed = f'<span class="warn">{failed}</span>' if count["failed"] else failed
-            rows.append([kind, html.text(name, 60), html.number(count["done"]), failed])
+            rows.append([kind, html.text(name, 60), html.value(count["done"]), failed])
     for name, splits in state["pairs"].items():
         for split, n in splits.items():
-            rows.append(["pairs", f"{html.text(name, 60)}, {html.text(split, 40)}", html.number(n), "–"])
+            rows.append(["pairs", f"{html.text(name, 60)}, {html.text(split, 40)}", html.value(n), "–"])
     for verdict, n in state["decisions"].items():
-        rows.append(["decisions", html.text(verdict), html.number(n), "–"])
+        rows.append(["decisions", html.text(verdict), html.value(n), "–"])
     head = ["Table", "Name", "Rows", "Failed"]
     left = html.table(head, rows, left=2) if rows else html.missing("No table has a row yet.")
     right = f"{_generators(store)}{_recipe(store, recipe)}{_packages(store)}"
@@ -106,7 +107,7 @@ def _generators(store: Store) -> str:
     for name in store.names("candidates"):
         spec = store.candidates(name).spec() or {}
         flat = {k: v for part in [spec, *(v for v in spec.values() if isinstance(v, dict))] for k, v in part.items()}
-        rows.append([html.text(name, 60), *(html.number(flat.get(key)) for key in SHOWN)])
+        rows.append([html.text(name, 60), *(html.value(flat.get(key)) for key in SHOWN)])
     return html.table(["Generator", *SHOWN], rows, caption="Settings; a dash means the default") if rows else ""
 
 
@@ -135,9 +136,7 @@ def _packages(store: Store) -> str:
 def scores(store: Store, table: pd.DataFrame, state: dict[str, Any]) -> str:
     """Return the section with a histogram per scorer and the scorers' rank correlation."""
     if not len(table.columns):
-        online = "The run has no table of scores. Online training scores its own samples: see Training."
-        note = online if online_samples(store) else "Nothing has been scored yet."
-        return html.section("scores", "Scores", html.missing(note))
+        return html.section("scores", "Scores", html.missing("Nothing has been scored yet."))
     figures = []
     for alias in table.columns:
         values = table[alias].to_numpy(np.float64)
@@ -184,9 +183,9 @@ def _reasons(where: str, frame: pd.DataFrame) -> list[list[str]]:
     rows = []
     for reason, ids in groups[:REASONS]:
         example = f'<span class="id">{html.text(ids.iloc[0], 70)}</span>'
-        rows.append([html.text(where, 80), html.text(reason, 300), example, f"{len(ids):,}"])
+        rows.append([html.text(where, 80), html.text(reason, 300), example, html.value(len(ids))])
     rest = groups[REASONS:]
     if rest:
         total = sum(len(ids) for _, ids in rest)
-        rows.append([html.text(where, 80), f"{len(rest):,} further reasons", "", f"{total:,}"])
+        rows.append([html.text(where, 80), f"{len(rest):,} further reasons", "", html.value(total)])
     return rows

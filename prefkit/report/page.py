@@ -22,8 +22,9 @@ FOOTER = "Made by prefkit. Images are shown as thumbnails; the run folder holds 
 def write_report(store: Store, recipe: Recipe | None = None, by: str | None = None) -> Path:
     """Write RUN/report.html atomically and return its path. A stage without results is shown as missing.
 
-    The page needs no server and has no script, and no external link except to a training's tracker. Only the images
-    that it shows are read, and stored as thumbnails; even for 100,000 candidates, the page has only a few megabytes.
+    The page needs no server and no network: its one script enlarges images and saves tables as CSV. It has no external
+    link except to a training's tracker. Only the images that it shows are read, and stored as thumbnails; even for
+    100,000 candidates, the page has only a few megabytes.
     by: a column of the requests, by whose values the scorers' agreement with votes is also shown.
     """
     state = status(store)
@@ -36,7 +37,8 @@ def write_report(store: Store, recipe: Recipe | None = None, by: str | None = No
     anchors = dict(re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', main))
     body = [overview.header(store, state, anchors), evidence.outcome(evaluations), overview.use(store, recipe), main]
     path = store.folder / "report.html"
-    write_atomic(path, html.page(f"{store.folder.resolve().name} · prefkit", "\n".join(body)))
+    title = f"{store.folder.resolve().name} · prefkit"
+    write_atomic(path, html.page(title, "\n".join(body), script=html.asset("report.js")))
     return path
 
 
@@ -47,12 +49,14 @@ def _sections(
     recipe: Recipe | None,
     by: str | None,
 ) -> list[str]:
+    table = score_table(store)
+    offline = not overview.online_samples(store)  # an online training makes its own candidates, scores and pairs
     return [
         evidence.evaluation(store, evaluations),
         votes.section(store, by),
         overview.what_was_run(store, state, recipe),
-        overview.scores(store, score_table(store), state),
-        learning.pairs(store),
+        overview.scores(store, table, state) if offline or len(table.columns) else "",
+        learning.pairs(store) if offline or state["pairs"] else "",
         audits(store),
         learning.training(store),
         overview.failures(store, candidate_index(store)),

@@ -8,9 +8,12 @@ from math import ceil, floor, isfinite, isnan, log10, nan
 import numpy as np
 
 from prefkit.report.html import number, text
+from prefkit.report.html import value as exactly
 
 WIDTH, HEIGHT = 380, 220
-LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 40
+RIGHT, TOP, BOTTOM = 12, 24, 40
+#: width of a character of a label, in pixels
+CHARACTER = 6.4
 MAX_POINTS = 300
 #: beyond these magnitudes, differences of numbers overflow or underflow
 LARGEST, SMALLEST = 1e300, 1e-290
@@ -29,35 +32,63 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 class Frame:
-    """Maps data to pixels of the plot area, and draws the axes."""
+    """Maps data to pixels of the plot area, and draws the axes.
+
+    The left margin is as wide as the longest tick label of the y axis; the title of that axis stands above the plot.
+    """
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.x, self.y = widened(*x), widened(*y)
+        self.labels = labels(ticks(*self.y))
+        self.left = round(12 + CHARACTER * max(len(label) for label in self.labels))
 
     def px(self, x: float) -> float:
         low, high = self.x
-        return round(LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
+        return round(self.left + (x - low) / (high - low) * (WIDTH - self.left - RIGHT), 1)
 
     def py(self, y: float) -> float:
         low, high = self.y
         return round(HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
+    def across(self, css: str, y: float) -> str:
+        """Draw a horizontal line at `y`."""
+        return line(css, self.left, self.py(y), WIDTH - RIGHT, self.py(y))
+
     def axes(self, xlabel: str, ylabel: str) -> str:
         right, bottom, parts = WIDTH - RIGHT, HEIGHT - BOTTOM, []
-        for value in ticks(*self.y):
-            y = self.py(value)
-            parts.append(line("grid", LEFT, y, right, y))
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{number(value)}</text>')
-        for value in ticks(*self.x):
+        for value, label in zip(ticks(*self.y), self.labels):
+            parts.append(self.across("grid", value))
+            parts.append(f'<text x="{self.left - 6}" y="{self.py(value) + 4}" text-anchor="end">{label}</text>')
+        for value, label in self._below():
             x = self.px(value)
             parts.append(line("axis", x, bottom, x, bottom + 4))
-            parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
-        parts.append(line("axis", LEFT, bottom, right, bottom))
-        label = 'class="label" text-anchor="middle"'
-        parts.append(f'<text {label} x="{(LEFT + right) / 2}" y="{HEIGHT - 6}">{text(xlabel, 60)}</text>')
-        turned = f"translate(12 {(TOP + bottom) / 2}) rotate(-90)"
-        parts.append(f'<text {label} transform="{turned}">{text(ylabel, 40)}</text>')
+            parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{label}</text>')
+        parts.append(line("axis", self.left, bottom, right, bottom))
+        middle = (self.left + right) / 2
+        parts.append(
+            f'<text class="label" text-anchor="middle" x="{middle}" y="{HEIGHT - 6}">{text(xlabel, 60)}</text>'
+        )
+        parts.append(f'<text class="label" x="0" y="11">{text(ylabel, 40)}</text>')
         return "".join(parts)
+
+    def _below(self) -> list[tuple[float, str]]:
+        """Return the ticks of the x axis with their labels: so few that no label covers the next."""
+        for count in (5, 3, 2):
+            values = ticks(*self.x, count)
+            shown = labels(values)
+            if CHARACTER * (max(map(len, shown)) + 2) * len(shown) <= WIDTH - self.left:
+                break
+        return list(zip(values, shown))
+
+
+def labels(values: Sequence[float]) -> list[str]:
+    """Return ticks as text, with as many decimals as tell neighbours apart."""
+    step = abs(values[1] - values[0]) if len(values) > 1 else 0.0
+    largest = max(abs(value) for value in values)
+    if not step or largest >= 1e6 or largest < 1e-4:
+        digits = 2 if not step else max(0, floor(log10(largest)) - floor(log10(step) + 1e-9))
+        return [f"{value:.{digits}e}" if value else "0" for value in values]
+    return [f"{value:,.{max(0, -floor(log10(step) + 1e-9))}f}" for value in values]
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
@@ -115,7 +146,7 @@ def lines(
 
     At least one y of all the curves together must be finite.
 
-    zero: y of a horizontal reference line. ordered: draw the curves (timestep bins) from pale to dark instead of in
+    zero: y of a horizontal reference line. ordered: draw the curves (timestep bins) in colours between two, instead of in
     distinct styles. Long curves are averaged down to 300 points.
     """
     drawn = {name: thinned(*xy) for name, xy in series.items()}
@@ -129,7 +160,7 @@ def lines(
     frame = Frame((float(xs.min()), float(xs.max())), (low - pad, high + pad))
     body = frame.axes(xlabel, ylabel)
     if zero is not None:
-        body += line("mark", LEFT, frame.py(zero), WIDTH - RIGHT, frame.py(zero))
+        body += frame.across("mark", zero)
     for i, (name, (x, y)) in enumerate(drawn.items()):
         body += f"<g>{curve(frame, x, y, *style(i, len(drawn), ordered))}<title>{text(name)}</title></g>"
     last = {name: y[np.isfinite(y)][-1:] for name, (_, y) in drawn.items()}
@@ -141,7 +172,7 @@ def style(i: int, count: int, ordered: bool) -> tuple[str, str]:
     """Return the CSS class and the style attribute for the i-th of `count` curves and for its legend entry."""
     if not ordered:
         return f"s{min(i, 5)}", ""
-    tone = f"color-mix(in srgb,var(--accent) {round(30 + 70 * i / max(1, count - 1))}%,var(--pale))"
+    tone = f"color-mix(in srgb,var(--accent) {round(100 * i / max(1, count - 1))}%,var(--first))"
     return "ordered", f' style="stroke:{tone};border-color:{tone}"'
 
 
@@ -209,7 +240,7 @@ def matrix(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> st
             tone = "accent" if value >= 0 else "warn"
             shown = "–" if isnan(value) else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
             background = f"color-mix(in srgb,var(--{tone}) {percent}%,transparent)"
-            cells.append(f'<td class="n" style="background:{background}">{shown}</td>')
+            cells.append(f'<td class="n" style="background:{background}">{exactly(value, shown)}</td>')
         rows.append(f'<tr><th scope="row">{text(name, 24)}</th>{"".join(cells)}</tr>')
     return (
         f'<div class="scroll"><table class="matrix"><thead><tr><td></td>{head}</tr></thead>'

@@ -38,7 +38,7 @@ def _counts(number: int, part: Store) -> list[str]:
     link = f"Round {number}"
     if (part.folder / "report.html").exists():
         link = f'<a href="rounds/{number}/report.html">{link}</a>'
-    return [link, *(html.number(count) for count in _numbers(part).values())]
+    return [link, *(html.value(count) for count in _numbers(part).values())]
 
 
 def _numbers(part: Store) -> dict[str, int]:

@@ -120,8 +120,8 @@ def test_hints_can_be_pasted_into_a_shell(tmp_path, cli, monkeypatch):
     )
     (tmp_path / "p.txt").write_text("a\nb\n")
     made = cli("generate", "my $x's run", "--requests.source", "p.txt", "--generate.own.use", "g.py:draw", "--n", 2)
-    hinted = made[2].split("Hint: next: prefkit ")[1].splitlines()[0]
-    code, _, err = cli(*shlex.split(hinted), "--use", "jpeg")
+    hinted = made[2].split("prefkit plugins lists all scorers): prefkit ")[1].splitlines()[0]
+    code, _, err = cli(*shlex.split(hinted))
     assert (made[0], code) == (0, 0), err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import json
 from pathlib import Path
@@ -235,3 +236,32 @@ def test_a_file_of_the_browser_is_what_python_reads(browser, run):
     press(browser, "t")
     browser.js("document.querySelector('#tools [data-choice=save]').click()")
     assert read_file(run.folder, browser.downloaded("votes-*.json"))["votes"][0]["choice"] == "tie"
+
+
+def test_images_of_a_report_open_by_keyboard_and_its_tables_become_csv(browser, tmp_path):
+    from prefkit.report import write_report
+
+    browser.open(write_report(full_run(tmp_path / "reported")))
+    state = "document.getElementById('zoom').open"
+    browser.js("document.querySelectorAll('.thumb img')[2].focus()")
+    browser.key("Enter")
+    browser.until(state)
+    alts = browser.js("[...document.querySelectorAll('.thumb img')].slice(2, 4).map((image) => image.alt)")
+    assert browser.js("document.querySelector('#zoom p').textContent") == alts[0]
+    browser.key("ArrowRight")
+    browser.until(f"document.querySelector('#zoom p').textContent === {json.dumps(alts[1])}")
+    browser.key("Escape")
+    browser.until(f"!{state} && document.activeElement.alt === {json.dumps(alts[1])}")
+    browser.js("document.activeElement.click()")
+    browser.until(state)
+    browser.js("document.querySelector('#zoom button').click()")
+    browser.until(f"!{state}")
+
+    tables = browser.js("document.querySelectorAll('table').length")
+    assert tables == browser.js("document.querySelectorAll('.csv').length") > 5
+    browser.js("document.querySelectorAll('.csv')[1].click()")
+    with browser.downloaded("reported-evaluation-2.csv").open(encoding="utf-8-sig", newline="") as file:
+        head, first, *_ = csv.reader(file)
+    assert head == ["Model", "Judge", "", "Verdict", "Base", "Tuned", "Win rate", *head[7:]]
+    assert first[:7] == ["dpo", "align", "training signal", "better", "2.0", "2.6", "0.68"] and "0.59 to 0.77" in first
+    assert not browser.complaints() and browser.asked_for() == {(tmp_path / "reported" / "report.html").as_uri()}

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
 import pyarrow.parquet as pq
 import pytest
-from report_synthetic import candidates, full_run, requests, score_rows, store_rows, write_metrics, write_pairs
+from report_synthetic import (
+    candidates,
+    full_run,
+    image_bytes,
+    requests,
+    score_rows,
+    store_rows,
+    write_metrics,
+    write_pairs,
+)
 
 from prefkit.errors import StoreError
 from prefkit.report import evidence, status, write_report
 from prefkit.report.grids import by_hash
+from prefkit.report.html import asset
 from prefkit.report.pictures import thumbnail
 from prefkit.store import Store
 from prefkit.store.files import write_json
@@ -57,7 +68,9 @@ def test_well_formed_and_every_section_is_there(page):
 def test_nothing_of_a_prompt_becomes_markup(page):
     read = Reader(page)
     names = {tag for tag, _ in read.tags}
-    assert not names & {"script", "i", "iframe", "link", "object", "form"}
+    assert not names & {"i", "iframe", "link", "object", "form"}
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.S)
+    assert scripts == [asset("report.js")]
     assert all(not key.startswith("on") for _, attrs in read.tags for key in attrs)
     for shown in (
         '<script>alert("x")</script>',
@@ -137,8 +150,8 @@ def test_winner_stands_left_whatever_side_it_is_stored_on(page, full):
     assert [side for side, _ in shown] == ["win", "lose"] * 22
     rows = pq.read_table(full.pairs("main") / "train").to_pylist()
     assert {row["label_0"] for row in rows} == {0.0, 1.0}
-    won = {thumbnail(row["jpg_0" if row["label_0"] else "jpg_1"], 200) for row in rows}
-    lost = {thumbnail(row["jpg_1" if row["label_0"] else "jpg_0"], 200) for row in rows}
+    won = {thumbnail(row["jpg_0" if row["label_0"] else "jpg_1"], 288) for row in rows}
+    lost = {thumbnail(row["jpg_1" if row["label_0"] else "jpg_0"], 288) for row in rows}
     assert {uri for side, uri in shown if side == "win"} == won
     assert {uri for side, uri in shown if side == "lose"} == lost
 
@@ -175,11 +188,34 @@ def test_an_empty_run_says_what_is_missing(tmp_path):
 def test_an_online_run_is_not_said_to_lack_candidates_scores_and_pairs(tmp_path):
     store = Store.create(tmp_path / "online")
     write_json(store.train("up") / "result.json", {"queries": 16, "rounds": 2})
-    text = Reader(write_report(store).read_text()).text
+    page = write_report(store).read_text()
+    text = Reader(page).text
     assert "16samples of online training" in re.sub(r"\s+(?=samples)", "", text) and "0candidates" not in text.replace(
         " ", ""
     )
-    assert "Nothing has been scored" not in text and "No pairs have been made" not in text
+    assert 'id="scores"' not in page and 'id="pairs"' not in page and 'id="training"' in page
+
+
+def test_a_chart_only_where_there_is_something_to_see(tmp_path):
+    store = Store.create(tmp_path / "short")
+    rows = [{"step": i, "loss": 1 / (i + 1), "lr": 1e-5, "margin": 0.1 * i if i < 2 else None} for i in range(6)]
+    (store.train("dpo")).mkdir(parents=True)
+    (store.train("dpo") / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(store).read_text()
+    assert re.findall(r"<figcaption><b>(.*?)</b>", page) == ["loss"]
+    table = page[page.index("Metrics without a chart: 2") :].partition("</table>")[0]
+    cells = [re.sub(r"<[^>]+>", " ", row).split() for row in table.split("<tr>")[2:]]
+    assert cells == [["margin", "0", "0.1", "2"], ["lr", "1e-05", "1e-05", "6"]]
+
+
+def test_sheets_of_a_training_are_shown_first_and_last(tmp_path):
+    store = Store.create(tmp_path / "watched")
+    folder = store.train("up") / "watch"
+    folder.mkdir(parents=True)
+    for step in (1, 5, 9):
+        (folder / f"round-{step:04d}.png").write_bytes(image_bytes(step))
+    page = write_report(store).read_text()
+    assert re.findall(r'alt="(up, round[^"]*)"', page) == ["up, round 0001", "up, round 0009"]
 
 
 def test_only_failures(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -38,7 +39,22 @@ def test_lines_stand_where_the_numbers_say():
     svg = plot.lines({"loss": ([0.0, 10.0], [0.0, 1.0])}, "loss")
     (points,) = re.findall(r'points="([^"]*)"', svg)
     (x0, y0), (x1, y1) = (tuple(map(float, p.split(","))) for p in points.split())
-    assert x0 == plot.LEFT and x1 == plot.WIDTH - plot.RIGHT and y0 > y1
+    assert x0 < 60 and x1 == plot.WIDTH - plot.RIGHT and y0 > y1
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.00015), (0.0, 5e-9), (-123_456.0, 987_654.0), (1.0, 1.004), (1e20, 3e20)])
+def test_labels_of_an_axis_differ_and_nothing_covers_them(values):
+    svg = plot.lines({"a": ([1.0, 100_000.0], values)}, "an axis title")
+    labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="end">([^<]*)</text>', svg)
+    shown = [label for _, _, label in labels]
+    assert len(shown) > 1 and len(set(shown)) == len(shown)
+    assert all(float(x) - plot.CHARACTER * len(label) >= 0 for x, _, label in labels)  # inside the picture
+    assert min(float(y) for _, y, _ in labels) - 11 > 11  # below the title, which stands at the top
+    below = [
+        (float(x), len(t)) for x, t in re.findall(r'<text x="([\d.]+)" y="196" text-anchor="middle">([^<]*)<', svg)
+    ]
+    assert len(below) > 1
+    assert all(b - a > plot.CHARACTER * (m + n) / 2 for (a, m), (b, n) in pairwise(below))
 
 
 def test_gaps_break_a_line_and_lone_points_are_dots():

@@ -43,10 +43,13 @@ def fraction(text: str) -> float:
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.cli.next_step import after
+    from prefkit.config.resolve import resolve
     from prefkit.hub.importing.replace import replacing
     from prefkit.hub.importing.run import run_import, sniff
     from prefkit.human.votes import import_votes, vote_files
     from prefkit.store import Store
+    from prefkit.store.summary import candidate_index
 
     if not known.run_folder or not known.into or known.recipe:
         raise UsageError(
@@ -55,8 +58,11 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     use_background(Path(known.into))
     folder = output.shell_quoted(known.into)
     if known.layout == "votes" or (known.layout is None and vote_files(known.run_folder)):
-        _emit(import_votes(Store(known.into), known.run_folder, known.name or "votes"), known.json)
-        output.hint(f"next: prefkit report {folder} (agreement), or prefkit pair {folder} --use comparisons")
+        store, name = Store(known.into), known.name or "votes"
+        _emit(import_votes(store, known.run_folder, name), known.json)
+        output.hint(f"next (how far people and scorers agree): prefkit report {folder}")
+        if set(store.comparisons(name).frame(["id_a"]).id_a) & set(candidate_index(store).id):
+            output.hint(f"next (votes become pairs): prefkit pair {folder} --use comparisons")
         return 0
     store, layout = Store(known.into), known.layout or sniff(known.run_folder)
     try:
@@ -77,8 +83,9 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         _emit(error.counts, known.json)
         raise
     _emit(counts, known.json)
-    compared = f"pair {folder} --use comparisons" if counts["comparisons"] else f"score {folder} --use SCORER"
-    output.hint(f"next: prefkit {f'train {folder}' if known.pairs else compared}")
+    recipe = resolve(known.into, None, "import")
+    verb = "pair" if known.pairs else "compare" if counts["comparisons"] else "generate"
+    output.hint(after(verb, store, recipe))
     return 0
 
 

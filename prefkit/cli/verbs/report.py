@@ -1,4 +1,4 @@
-"""report: the state of a run, report.html, contact sheets, decisions made on contact sheets, and voting pages."""
+"""report: the state of a run, report.html, comparisons of runs, contact sheets and their decisions, and voting pages."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("others", nargs="*", metavar="RUN", help="further runs: write one page that compares all of them")
     add("--request", action="append", default=[], help="write a contact sheet of this request (may be repeated)")
     add("--filter", help='write a contact sheet of the candidates that match, for example "align < 0.2"')
     add("--decisions", metavar="FILE", help="add FILE, saved from a contact sheet, to decisions.csv")
@@ -60,6 +61,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from prefkit.report.page import write_report
     from prefkit.store.summary import status
 
+    if known.others:
+        return compare(known, flags)
     run = open_run("report", known, flags)
     folder = output.shell_quoted(run.folder)
     if not run.store.exists():
@@ -71,10 +74,11 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if known.models or known.eval or known.set or known.repeats is not None or known.sidecar:
         raise UsageError("--models, --eval, --set, --repeats and --sidecar need --vote.")
     if known.decisions:
+        from prefkit.cli.next_step import after
         from prefkit.report.contact import add_decisions
 
         output.emit(add_decisions(run.store, known.decisions), known.json)
-        output.hint(f"next: prefkit pair {folder}")
+        output.hint(after("decisions", run.store, run.recipe))
         return 0
     if known.request or known.filter:
         path = contact_sheet(run.store, known.request or None, known.filter)
@@ -96,6 +100,25 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     return 0
 
 
+def compare(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    from prefkit.evaluate.summary import summary_rows
+    from prefkit.report.compare import compare_runs
+    from prefkit.report.evidence import results
+    from prefkit.store import Store
+
+    alone = ("request", "filter", "decisions", "by", "vote", "models", "eval", "set", "sidecar", "recipe")
+    given = [name for name in alone if getattr(known, name)] + [name for name, _ in flags]
+    if given:
+        raise UsageError(f"--{given[0]} is for one run. To compare runs, give their folders only.")
+    stores = [Store(folder) for folder in (known.run_folder, *known.others)]
+    path = compare_runs(stores)
+    rows = [{"run": str(store.folder)} | row for store in stores for row in summary_rows(list(results(store).values()))]
+    output.emit({"report": str(path), "runs": rows}, known.json, rows)
+    if not known.json:
+        output.say(output.safe(f"report: {path}"))
+    return 0
+
+
 def vote(store: Any, known: argparse.Namespace) -> int:
     from prefkit.human.page import write_vote_page
 
@@ -103,7 +126,7 @@ def vote(store: Any, known: argparse.Namespace) -> int:
     output.emit(page, known.json)
     output.hint(
         f"open {page['path']} in a browser, or send it to annotators. Run `prefkit import FILE {store.folder}` for "
-        "each file that they save. Keep the folder votes/ private: it names the model or candidate of each picture."
+        "each file that they save, or with the folder of all files. Keep the folder votes/ private: it names the model or candidate of each picture."
     )
     return 0
 
