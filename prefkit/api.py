@@ -151,15 +151,19 @@ class Run:
         reader.set_background(self.recipe.background)
         return write_report(self.store, self.recipe)
 
-    def push(self, to: str, *, pairs: str | None = None, train: str | None = None, **options: Any) -> dict[str, Any]:
-        """Push pairs or a trained model to the Hub. `options` are passed to prefkit.hub.push.push."""
-        from prefkit.hub.push import push
+    def push(self, to: str, **options: Any) -> dict[str, Any]:
+        """Push `pairs` or the model `train` to the Hub, or RUN/fitted/NAME with `fit`. options: of prefkit.hub.push.push."""
+        from prefkit.hub.push import push, push_fit
 
-        known = inspect.signature(push).parameters
+        fit = options.pop("fit", None)
+        act: Any = (
+            partial(push_fit, self.folder / "fitted" / str(fit)) if fit is not None else partial(push, self.store)
+        )
+        known = inspect.signature(act).parameters
         for key in options:
             if key not in known:
                 raise UsageError(f"push: unknown argument {key!r}.{nearest(key, list(known))}")
-        return push(self.store, to, pairs=pairs, train=train, **options)
+        return act(to, **options)
 
     def import_(
         self,
