@@ -76,9 +76,10 @@ def test_a_tuned_clip_scores_and_starts_another_fit_by_its_hub_id(hub, outside, 
     pushed = answer(outside.run("push", out, "--to", "you/clip", "--json"))
     card = hub.files("model", "you/clip")["README.md"].decode()
     assert "The winners were chosen by the scorer warmth (a program)" in card and "accuracy_before" in card
+    (store.folder / "recipe.yaml").write_text("model: {base: tiny}")  # without the scorer, whose file is not here
     hubs = ("--model", "hf-hub:you/clip", "--revision", pushed["tag"])
     scored = answer(outside.run("score", store.folder, "--name", "taste", "--use", "clip", *hubs, "--json"))
-    assert scored["taste"]["done"] == 36
+    assert scored["taste"]["scored"] == 36
     spec = json.loads((store.folder / "scores/taste/spec.json").read_text())
     assert spec["revision"] == pushed["commit"]
     again = answer(outside.run(*pairs, *steps, *hubs, "--out", store.folder / "fitted/again"))

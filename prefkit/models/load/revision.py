@@ -71,7 +71,7 @@ def _content_hash(path: str, size: int, mtime: int) -> str:
 @functools.lru_cache(maxsize=256)
 def _commit(repository: str, revision: str | None) -> str:
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         sha = huggingface_hub.HfApi().model_info(repository, revision=revision).sha
@@ -84,8 +84,10 @@ def _commit(repository: str, revision: str | None) -> str:
     except Exception as error:  # the Hub's client also raises errors of its transport
         sha = _cached_commit(repository, revision)
         if sha is None:
+            unknown = isinstance(error, RepositoryNotFoundError)
+            state = "has no such model that this login may see" if unknown else "did not answer"
             raise UsageError(
-                f"{repository} does not exist as a path or in the local Hub cache, and the Hub did not answer "
+                f"{repository} does not exist as a path or in the local Hub cache, and the Hub {state} "
                 f"({type(error).__name__}). Check the name, the network, and your access to this repository."
             ) from error
     assert sha is not None
