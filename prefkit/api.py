@@ -297,7 +297,8 @@ class Run:
         from prefkit.evaluate.statistics import limits_of_few
 
         splits = self.store.request_table(["split"]).column("split").to_pylist()
-        if "test" in splits and (text := limits_of_few(splits.count("test"))):
+        wanted = "test" in splits or (self.recipe.eval and self.recipe.requests.test_share > 0)
+        if wanted and (text := limits_of_few(splits.count("test"))):
             warn(f"held out for eval: {splits.count('test')} of {len(splits)} requests. {text}")
 
     def begin(self) -> tuple[bool, list[str]]:
@@ -316,7 +317,7 @@ class Run:
 
     def _entry(self, verb: str, name: str, options: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
         act = partial(_stage(verb), self.store, self.recipe, name, **options)
-        return partial(group().lead, act) if verb == "pair" else act
+        return partial(group().lead, act) if verb in ("pair", "compare") else act
 
     def _redoing(self, act: Callable[[], dict[str, Any]], redo: bool) -> dict[str, Any]:
         put_away = partial(redoing.put_away, self.store) if redo else None
