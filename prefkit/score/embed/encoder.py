@@ -78,6 +78,8 @@ class Encoder:
                 "Set `pretrained` to an open_clip tag (such as laion2b_s34b_b79k) or a local checkpoint, "
                 "or set `model` to local-dir:FOLDER, hf-hub:owner/name or `tiny`."
             )
+        elif self.pretrained:
+            _check_architecture(model, self.pretrained)
 
     def weights(self) -> str:
         """Return the name of the weights, for a spec."""
@@ -184,6 +186,22 @@ class Encoder:
     def cosines(self, batch: Sequence[Candidate], texts: Sequence[str]) -> Tensor:
         """Return the cosine of candidate i with text i, for all i: [B] float32."""
         return (self.candidates(batch) * self.texts(texts)).sum(-1)
+
+
+def _check_architecture(name: str, pretrained: str) -> None:
+    """Raise UsageError for an architecture that open_clip does not know, or for weights that are neither tag nor file."""
+    import open_clip
+
+    from prefkit.registry import nearest
+
+    if name not in open_clip.list_models():
+        raise UsageError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not open_clip.get_pretrained_cfg(name, pretrained) and not Path(pretrained).expanduser().is_file():
+        raise UsageError(
+            f"{name}: `pretrained` is {pretrained!r}, which is neither a file nor a tag of open_clip for this model. Its "
+            f"tags: {', '.join(tags) or 'none'}."
+        )
 
 
 class CosineScorer:

@@ -56,10 +56,6 @@ class OpenClip:
         """Raises UsageError for an architecture or weights unknown to open_clip."""
         import open_clip
 
-        if ":" not in name and name not in open_clip.list_models():
-            from prefkit.registry import nearest
-
-            raise UsageError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
         try:
             model, _, transform = open_clip.create_model_and_transforms(
                 name, pretrained, device=device, weights_only=True, image_resize_mode=resize
