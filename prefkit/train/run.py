@@ -12,6 +12,7 @@ from prefkit.distributed import Processes, check_device, device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.images import Background
 from prefkit.models.load.pipeline import check_model
+from prefkit.models.lora.adapters import check_targets
 from prefkit.registry import Passed
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -85,6 +86,8 @@ def check_start(recipe: Recipe, config: Train) -> None:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     if config.family == "diffusers":  # other families check model.base when they load it
         check_model(recipe.model, device_of(config.device))
+        if config.lora is not None and config.lora.targets:
+            check_targets(recipe.model, config.lora.targets)
 
 
 def is_online(config: Train, objective: Any) -> bool:

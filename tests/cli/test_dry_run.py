@@ -64,6 +64,7 @@ CASES = {
     "objective": ("train", "steps: 1", "objective: {use: flow_grpo}", 2, "train.dpo"),
     "reward": ("train", "pairs: main, steps: 1", "objective: {use: ddpo}, online: {rewards: {red: 1}}", 2, "red"),
     "extra": ("train", "steps: 1", "steps: 1, optimizer: adamw8bit", 2, "adamw8bit"),
+    "targets": ("train", "steps: 1", "steps: 1, lora: {targets: [nothing]}", 2, "ends in 'nothing'"),
     "evaluation": ("eval", "models: [dpo]", "models: [dpo], scorers: [red]", 2, "red"),
     "all stages": ("run", None, "[1]", 1, "which moves scores/blue and everything made from it (pairs/main, train/dpo"),
 }
