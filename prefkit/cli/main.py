@@ -355,12 +355,16 @@ def note_distances(results: list[dict[str, Any]]) -> None:
 
 def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the results of a stage as table rows: for eval, one per set, model and scorer; for other stages, one per
-    recipe entry, with the entry's scalar counts."""
+    recipe entry, with the entry's scalar counts. For pair, reasons that left out no candidate have no column."""
     if name == "eval":
         from prefkit.evaluate.summary import flat_rows
 
         return [row for result in results.values() for row in flat_rows(result)]
-    return [
+    rows = [
         {name: entry, **{key: value for key, value in counts.items() if not isinstance(value, (dict, list))}}
         for entry, counts in results.items()
     ]
+    if name != "pair":
+        return rows
+    used = {"pairs", "ties"} | {key for row in rows for key, value in row.items() if value}
+    return [{key: value for key, value in row.items() if key in used} for row in rows]

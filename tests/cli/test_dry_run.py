@@ -52,7 +52,7 @@ CASES = {
     "untrained": ("generate", OWN, "own: {model: dpo}", 2, "train/dpo"),
     "changed scorer": ("score", None, "[1]", 1, "which moves scores/blue and everything"),
     "no function": ("score", "taste.py:blue", "taste.py:red", 2, "has no red"),
-    "column": ("score", "taste.py:blue", "taste.py:needy", 2, "needs user"),
+    "column": ("score", BLUE, 'c: {use: "taste.py:needy"}', 2, "needs user"),
     "architecture": ("score", BLUE, "c: {use: clip, model: ViT-Q}", 2, "no model 'ViT-Q'"),
     "tag": ("score", BLUE, "c: {use: clip, pretrained: x.pt}", 2, "neither a file nor a tag"),
     "fit": ("score", BLUE, "c: {use: vbpr, model: fitted/x}", 2, "fitted/x does not exist"),
