@@ -296,6 +296,9 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     from prefkit.config.rounds import check_stage
 
     run = open_run(name, known, flags)
+    if name == "eval" and not known.recipe and not run.store.exists():
+        folder = output.shell_quoted(run.folder)
+        raise UsageError(f"{folder} is not a run folder: it has no run.json. Start with `prefkit generate {folder}`.")
     if known.dry_run:
         check_stage(run.recipe, run.store, name)
         return dry_run(run, {name: known.limit}, known)

@@ -62,10 +62,16 @@ CASES = {
     "trained pairs": ("pair", "k: 1", "k: 1, tie: 0.2", 1, "which moves pairs/main and everything"),
     "pairs": ("train", "pairs: main", "pairs: other", 2, "neither a name"),
     "objective": ("train", "steps: 1", "objective: {use: flow_grpo}", 2, "train.dpo"),
-    "reward": ("train", "pairs: main, steps: 1", "objective: {use: ddpo}, online: {rewards: {red: 1}}", 2, "red"),
-    "extra": ("train", "steps: 1", "steps: 1, optimizer: adamw8bit", 2, "adamw8bit"),
+    "reward": (
+        "train",
+        "pairs: main, steps: 1",
+        "objective: {use: ddpo}, online: {rewards: {red: 1}}",
+        2,
+        "online.generator",
+    ),
+    "extra": ("train", "steps: 1", "steps: 1, optimizer: 'nopackage:Adam'", 2, "nopackage"),
     "targets": ("train", "steps: 1", "steps: 1, lora: {targets: [nothing]}", 2, "ends in 'nothing'"),
-    "evaluation": ("eval", "models: [dpo]", "models: [dpo], scorers: [red]", 2, "red"),
+    "evaluation": ("eval", "models: [dpo]", "models: [red]", 2, "eval.held_out.generator"),
     "all stages": ("run", None, "[1]", 1, "which moves scores/blue and everything made from it (pairs/main, train/dpo"),
 }
 
