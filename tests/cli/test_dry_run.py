@@ -69,7 +69,7 @@ CASES = {
         2,
         "online.generator",
     ),
-    "extra": ("train", "steps: 1", "steps: 1, optimizer: 'nopackage:Adam'", 2, "nopackage"),
+    "extra": ("train", "steps: 1", "steps: 1, optimizer: 'nopackage:Adam'", 1, "nopackage"),
     "targets": ("train", "steps: 1", "steps: 1, lora: {targets: [nothing]}", 2, "ends in 'nothing'"),
     "evaluation": ("eval", "models: [dpo]", "models: [red]", 2, "eval.held_out.generator"),
     "all stages": ("run", None, "[1]", 1, "which moves scores/blue and everything made from it (pairs/main, train/dpo"),
