@@ -147,8 +147,10 @@ def _check_grown(store: Store, recipe: Recipe, name: str, generators: Sequence[s
     Any new candidate changes the normalised scores, and so the gaps, of all pairs.
     """
     pairs = str(recipe.train[name].pairs)
+    from prefkit.train.checkpoint import untrained
+
     used = set(generators).intersection(getattr(recipe.pair.get(pairs), "generators", None) or generators)
-    if used and pairs in recipe.pair and (store.train(name) / "spec.json").exists():
+    if used and pairs in recipe.pair and not untrained(store.train(name)):
         raise FingerprintError(
             f"{store.train(name)} was trained on pairs/{pairs}, which will change: generate.{min(used)} makes new "
             "candidates. Pair only the earlier generators (`generators`), or train under another name.",
@@ -297,14 +299,12 @@ def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
-    from prefkit.train.run import check_start, checked
+    from prefkit.train.checkpoint import last_step
+    from prefkit.train.run import checked
 
     config = recipe.train[name]
     checked(store, recipe, name)
-    check_start(recipe, config)
     if config.online is not None:
-        from prefkit.train.checkpoint import last_step
-
         wanted = min(config.online.rounds, limit or config.online.rounds)
         done = last_step(store.train(name) / "checkpoints")
         rewards = ", ".join(config.online.rewards)

@@ -22,7 +22,7 @@ from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.data.prompt_cache import CACHES
 from prefkit.train.export import export, write_result
-from prefkit.train.monitor.boards import BOARDS
+from prefkit.train.monitor.boards import BOARDS, check_board
 from prefkit.train.monitor.early_stop import load_weights
 from prefkit.train.monitor.preflight import preflight
 from prefkit.train.monitor.validation import split
@@ -76,6 +76,7 @@ def check_settings(name: str, config: Train) -> None:
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise UsageError(f"{where}.{key}: {getattr(config, key)!r} is unknown; choose {', '.join(choices)}.")
+    check_board(config.report_to)
     precision.check(name, config)
     optimizers.check(name, config)
 
@@ -138,10 +139,12 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
     if is_online(config, objective):
         from prefkit.train.online.run import checked as checked_online
 
+        check_start(recipe, config)
         checked_online(store, recipe, name, objective)
         return
     processes = Processes(config.device)
     pairs = read_pairs(PairSource.find(store, config.pairs))
+    check_start(recipe, config)
     loader = ModelLoader(store, recipe, config, store.train(name))
     for job in jobs_of(name, config, config.controls):
         _claim(job, loader, pairs, processes, write=False)
