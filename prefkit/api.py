@@ -163,7 +163,8 @@ class Run:
         for key in options:
             if key not in known:
                 raise UsageError(f"push: unknown argument {key!r}.{nearest(key, list(known))}")
-        return act(to, **options)
+        pushed: dict[str, Any] = act(to, **options)
+        return pushed
 
     def import_(
         self,
