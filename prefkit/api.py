@@ -157,15 +157,20 @@ class Run:
         reader.set_background(self.recipe.background)
         return write_report(self.store, self.recipe)
 
-    def push(self, to: str, *, pairs: str | None = None, train: str | None = None, **options: Any) -> dict[str, Any]:
-        """Push pairs or a trained model to the Hub. `options` are passed to prefkit.hub.push.push."""
-        from prefkit.hub.push import push
+    def push(self, to: str, **options: Any) -> dict[str, Any]:
+        """Push `pairs` or the model `train` to the Hub, or RUN/fitted/NAME with `fit`. options: of prefkit.hub.push.push."""
+        from prefkit.hub.push import push, push_fit
 
-        known = inspect.signature(push).parameters
+        fit = options.pop("fit", None)
+        act: Any = (
+            partial(push_fit, self.folder / "fitted" / str(fit)) if fit is not None else partial(push, self.store)
+        )
+        known = inspect.signature(act).parameters
         for key in options:
             if key not in known:
                 raise UsageError(f"push: unknown argument {key!r}.{nearest(key, list(known))}")
-        return push(self.store, to, pairs=pairs, train=train, **options)
+        pushed: dict[str, Any] = act(to, **options)
+        return pushed
 
     def import_(
         self,
@@ -300,7 +305,8 @@ class Run:
         from prefkit.evaluate.statistics import limits_of_few
 
         splits = self.store.request_table(["split"]).column("split").to_pylist()
-        if "test" in splits and (text := limits_of_few(splits.count("test"))):
+        wanted = "test" in splits or (self.recipe.eval and self.recipe.requests.test_share > 0)
+        if wanted and (text := limits_of_few(splits.count("test"))):
             warn(f"held out for eval: {splits.count('test')} of {len(splits)} requests. {text}")
 
     def begin(self) -> tuple[bool, list[str]]:
@@ -319,7 +325,7 @@ class Run:
 
     def _entry(self, verb: str, name: str, options: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
         act = partial(_stage(verb), self.store, self.recipe, name, **options)
-        return partial(group().lead, act) if verb == "pair" else act
+        return partial(group().lead, act) if verb in ("pair", "compare") else act
 
     def _redoing(self, act: Callable[[], dict[str, Any]], redo: bool) -> dict[str, Any]:
         put_away = partial(redoing.put_away, self.store) if redo else None

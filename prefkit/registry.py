@@ -244,7 +244,9 @@ def short_name(use: str) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    """Return ` Did you mean 'x'?` for a known name that `name` resembles or abbreviates (lr, learning_rate); else ""."""
+    short = [k for k in known if len(name) > 1 and "".join(part[:1] for part in k.split("_")) == name]
+    close = short[:1] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

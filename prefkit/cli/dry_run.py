@@ -67,6 +67,10 @@ def plan(
             row: Row = {"stage": verb, "name": name}
             try:
                 row |= _work(store, recipe, (verb, name), limit, moved)
+                if verb == "train" and "redo" not in row:
+                    _check_grown(
+                        store, recipe, name, [r["name"] for r in rows if r["stage"] == "generate" and r.get("to do")]
+                    )
                 if verb == "train" and stale and "redo" not in row and (store.train(name) / "spec.json").exists():
                     row["note"] = "made again if its pairs change" if redo else "needs --redo if its pairs change"
             except FingerprintError as error:
@@ -135,6 +139,24 @@ def _later(row: Row, number: int) -> Row:
     wanted = row["wanted"] if "wanted" in row and row["stage"] in ("generate", "train") else None
     known = {} if wanted is None else {"wanted": wanted, "to do": wanted}
     return {**known, "missing": f"starts from the model of round {number - 1}, which is not trained yet"}
+
+
+def _check_grown(store: Store, recipe: Recipe, name: str, generators: Sequence[str]) -> None:
+    """Raise FingerprintError if train.NAME exists, and its pairs change because `generators` make new candidates.
+
+    Any new candidate changes the normalised scores, and so the gaps, of all pairs.
+    """
+    pairs = str(recipe.train[name].pairs)
+    from prefkit.train.checkpoint import untrained
+
+    used = set(generators).intersection(getattr(recipe.pair.get(pairs), "generators", None) or generators)
+    if used and pairs in recipe.pair and not untrained(store.train(name)):
+        raise FingerprintError(
+            f"{store.train(name)} was trained on pairs/{pairs}, which will change: generate.{min(used)} makes new "
+            "candidates. Pair only the earlier generators (`generators`), or train under another name.",
+            store.train(name),
+            ["generate"],
+        )
 
 
 def _settings_error(recipe: Recipe, verb: str, name: str) -> PrefkitError | None:
@@ -277,14 +299,12 @@ def _pair(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
 
 
 def _train(store: Store, recipe: Recipe, name: str, limit: int | None) -> Row:
-    from prefkit.train.run import check_start, checked
+    from prefkit.train.checkpoint import last_step
+    from prefkit.train.run import checked
 
     config = recipe.train[name]
     checked(store, recipe, name)
-    check_start(recipe, config)
     if config.online is not None:
-        from prefkit.train.checkpoint import last_step
-
         wanted = min(config.online.rounds, limit or config.online.rounds)
         done = last_step(store.train(name) / "checkpoints")
         rewards = ", ".join(config.online.rewards)

@@ -312,6 +312,9 @@ def stage(name: str, known: argparse.Namespace, flags: list[tuple[str, str]]) ->
     from prefkit.config.rounds import check_stage
 
     run = open_run(name, known, flags)
+    if name == "eval" and not known.recipe and not run.store.exists():
+        folder = output.shell_quoted(run.folder)
+        raise UsageError(f"{folder} is not a run folder: it has no run.json. Start with `prefkit generate {folder}`.")
     if known.dry_run:
         check_stage(run.recipe, run.store, name)
         return dry_run(run, {name: known.limit}, known)
@@ -373,7 +376,8 @@ def note_distances(results: list[dict[str, Any]]) -> None:
 
 def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the results of a stage as table rows: for eval, one per set, model and scorer; for other stages, and for
-    workers of --shard, one per recipe entry, with the entry's scalar counts."""
+    workers of --shard, one per recipe entry, with the entry's scalar counts. For pair, reasons that left out no candidate
+    have no column."""
     if name == "eval" and not distributed.group().sharded:
         from prefkit.evaluate.summary import flat_rows
 
@@ -382,7 +386,7 @@ def rows_of(name: str, results: dict[str, Any]) -> list[dict[str, Any]]:
         {name: entry, **{key: value for key, value in counts.items() if not isinstance(value, (dict, list))}}
         for entry, counts in results.items()
     ]
-    if name == "pair":  # of the many reasons to remove a candidate, the table has those that occurred
-        empty = {key for key in rows[0] if all(row.get(key) == 0 for row in rows) and key != "pairs"} if rows else set()
-        rows = [{key: value for key, value in row.items() if key not in empty} for row in rows]
-    return rows
+    if name != "pair":
+        return rows
+    used = {"pairs", "ties"} | {key for row in rows for key, value in row.items() if value}
+    return [{key: value for key, value in row.items() if key in used} for row in rows]

@@ -163,12 +163,28 @@ def _absolute(tree: dict[str, Any], key: str, text: str, verb: str, names: Seque
         if len(chosen) > 1:
             return None
     if len(chosen) > 1:
+        known = _known_keys(verb, [entries.get(name) for name in chosen])
+        if known and first not in known:
+            raise UsageError(f"--{key}: unknown key.{nearest(first, known)} See prefkit {verb} --help.")
         raise UsageError(
             f"--{key}: {verb} has several entries. Write --{chosen[0]}.{key}, or choose one with --name: "
             f"{', '.join(chosen)}."
         )
     name = chosen[0] if chosen else DEFAULT_NAME.get(verb, "score")
     return f"{verb}.{name}.{_in_block(verb, entries.get(name), key)}"
+
+
+def _known_keys(verb: str, entries: Sequence[Any]) -> list[str]:
+    """Return the keys of the stage's entries, of their blocks and of their plug-ins; [] if a plug-in cannot be loaded."""
+    kind = getattr(config, verb.capitalize())
+    known = dict.fromkeys(reader.field_names(kind))
+    try:
+        for entry in entries:
+            for options in blocks(kind, entry if isinstance(entry, Mapping) else {}).values():
+                known |= dict.fromkeys(reader.field_names(options))
+    except PrefkitError:  # the reader will report it
+        return []
+    return list(known)
 
 
 def _in_block(verb: str, entry: Any, key: str) -> str:

@@ -203,6 +203,8 @@ class Tuning:
 
     def save(self, folder: Path) -> None:
         """Write the model in the format of its library, so that the library loads it by path."""
+        from prefkit.score.embed import networks
+
         model, inner = self.accelerator.unwrap_model(self.model).network, self.inner
         if self.encoder.library == "transformers":
             for part in (model, inner.tokenizer, inner.processor):
@@ -211,8 +213,7 @@ class Tuning:
         from safetensors.torch import save_model
 
         name = self.encoder.name
-        if name.startswith("local-dir:"):
-            source = Path(name.removeprefix("local-dir:")).expanduser()
+        if source := networks.folder_of(self.encoder):
             for file in source.iterdir():
                 if file.suffix in (".json", ".txt", ".model"):
                     shutil.copyfile(file, folder / file.name)
@@ -232,9 +233,7 @@ def _load(encoder: Encoder, device: str) -> Any:
     """Load a separate copy of the network, because `Encoder.load` returns the copy that scorers share."""
     from prefkit.score.embed import networks
 
-    if encoder.library == "transformers":
-        return networks.Transformers(encoder.name, encoder.processor, device, "float32")
-    return networks.OpenClip(encoder.name, encoder.pretrained, encoder.resize, device, "float32")
+    return networks.opened(encoder, device, "float32")
 
 
 def _weights(rows: Sequence[Preference], weighting: str) -> list[float]:

@@ -31,6 +31,7 @@ class FitFolder:
     def __init__(self, name: str, out: str, options: Any, data: Mapping[str, Any], encoder: Any = None) -> None:
         self.folder = Path(out or f"{DEFAULT_ROOT}/{name}").expanduser()
         settings = {k: v for k, v in content(options).items() if k not in PLACES}
+        self.sources = {k: v for k in sorted(PLACES - {"out", "device"}) if (v := getattr(options, k, None))}
         self.fingerprint = {
             "fit": name,
             "version": "1",
@@ -72,7 +73,7 @@ class FitFolder:
 
     def write(self, results: Mapping[str, Any], save: Callable[[Path], Any]) -> dict[str, Any]:
         """Write the folder: the files that `save` writes, and spec.json (fingerprint and results). Returns the spec."""
-        spec = {**self.fingerprint, **results}
+        spec = {**self.fingerprint, "sources": self.sources, **results}
         with whole_folder(self.folder) as temporary:
             save(temporary)
             write_json(temporary / SPEC, spec)

@@ -81,7 +81,7 @@ def check_generator(model: Model, settings: Generate) -> None:
         "negative_prompt": settings.negative_prompt,
     }
     names = {name for name, value in optional.items() if value is not None}
-    check_call(model, {"num_inference_steps", *names, *settings.call, *model.inputs})
+    check_call(model, {"num_inference_steps", *names, *settings.call, *model.inputs}, (settings.height, settings.width))
 
 
 def _plugin(use: str) -> Any:

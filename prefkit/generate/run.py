@@ -150,7 +150,10 @@ def run_generate(
         if not processes.alone:  # rank 0 writes the requests before the others read them
             processes.lead(lambda: sync_requests(store, recipe) and None)
         requests = sync_requests(store, recipe)
-    jobs, _, spec = checked(store, recipe, name, requests, limit)
+    found: list[Any] = []
+    # in all processes together: if one moved an outdated table (--redo) before another had read it, only one would fail
+    processes.each(lambda: found.append(checked(store, recipe, name, requests, limit)))
+    jobs, _, spec = found[0]
     table = store.candidates(name)
     with processes.held(store.lock(f"candidates/{name}")):
         done = done_ids(table)  # again, because another command may have held the lock and made some

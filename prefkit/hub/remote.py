@@ -6,6 +6,7 @@ huggingface_hub handles the token (`hf auth login`, or HF_TOKEN); this module ne
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,19 @@ from prefkit.errors import PrefkitError, StoreError, UsageError
 
 class ChangedUnderUs(PrefkitError):
     """The repository changed between reading it and writing to it."""
+
+
+def check_name(to: str) -> None:
+    """Raise UsageError if `to` is not a name that the Hub accepts for a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", to):
+        raise UsageError(f"--to {to!r}: give the repository as owner/name, for example --to you/wardrobe.")
+    try:
+        validate_repo_id(to)
+    except HFValidationError as error:
+        raise UsageError(f"--to {to[:80]!r}: the Hub does not accept this name: {str(error)[:200]}") from error
 
 
 class Remote:

@@ -49,17 +49,17 @@ def card(
 ) -> None:
     """Write README.md with the metadata that `load_dataset` reads. files: (split, glob).
 
-    features: column -> dtype; `image` decodes bytes. If given, the config `gallery` shows the same files' images.
+    features: column -> dtype; `image` decodes bytes. If given, the config `bytes` reads the same files without it.
     """
     import yaml
 
-    names = ["default", "gallery"] if features else ["default"]
+    names = ["default", "bytes"] if features else ["default"]
     configs = [
         {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in files]} for name in names
     ]
     metadata: dict[str, Any] = {"configs": configs}
     if features:
         columns = [{"name": name, "dtype": dtype} for name, dtype in features.items()]
-        metadata["dataset_info"] = [{"config_name": "gallery", "features": columns}]
+        metadata["dataset_info"] = [{"config_name": "default", "features": columns}]
     head = yaml.safe_dump(metadata, sort_keys=False)
     write_atomic(folder / "README.md", f"---\n{head}---\n\n# {title}\n\n{text}\n")

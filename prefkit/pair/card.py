@@ -32,7 +32,7 @@ normalisation `{config.normalise}` per {config.scope}, missing scores `{config.m
 
 {_chosen_by(spec)}
 
-`jpg_0` and `jpg_1` are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser (no ties),
+`jpg_0` and `jpg_1` are images (in the config `bytes`: encoded images, for Diffusion-DPO scripts), `label_0` and `label_1` are 1 for the winner and 0 for the loser (no ties),
 `caption` is the prompt. A hash decides on which side the winner is. `candidate_0/1` are the ids of the images'
 candidates, `score_<side>_<name>` their raw scores, `score_gap` {_gap(spec)}, `p` the probability that the winner wins.
 `audit.json` holds the pairs per request, the agreement of the scorers, and the features that predict the winner.
@@ -60,7 +60,7 @@ def _gap(spec: dict[str, Any]) -> str:
 
 
 def _configs(splits: dict[str, int], aliases: list[str], counts: dict[str, Any], config: Pair) -> dict[str, Any]:
-    """Return the YAML front matter. The config `gallery` reads the same files as `default`, but decodes the images."""
+    """Return the YAML front matter. The config `bytes` reads the same files as `default`, without decoding the images."""
 
     def files(names: Any, folder: str = "") -> list[dict[str, str]]:
         return [{"split": split, "path": f"{folder}{split}/*.parquet"} for split in names]
@@ -68,9 +68,9 @@ def _configs(splits: dict[str, int], aliases: list[str], counts: dict[str, Any],
     configs: list[dict[str, Any]] = [{"config_name": "default", "data_files": files(splits)}]
     head: dict[str, Any] = {"configs": configs}
     if config.embed:
-        configs.append({"config_name": "gallery", "data_files": files(splits)})
+        configs.append({"config_name": "bytes", "data_files": files(splits)})
         features = [{"name": f.name, "dtype": feature_dtype(f.type)} for f in pair_schema(aliases)]
-        head["dataset_info"] = [{"config_name": "gallery", "features": features}]
+        head["dataset_info"] = [{"config_name": "default", "features": features}]
     for extra in ("ties", "lists"):
         if extra_splits := counts.get(f"{extra}_splits"):
             configs.append({"config_name": extra, "data_files": files(extra_splits, f"{extra}/")})

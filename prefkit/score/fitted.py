@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
+from prefkit.models.load.snapshot import COMMIT, on_hub, snapshot
 from prefkit.score.embed.encoder import Encoder
 from prefkit.score.embed.weights import read_state
 from prefkit.store.checksums import check_folder
@@ -16,19 +17,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPEC, WEIGHTS = "spec.json", "weights.safetensors"
+FITS = "fitted"  # the folder in which `prefkit fit` writes
+ENCODER = "encoder"  # folder of a pushed scorer that holds the encoder, if it is not on the Hub
 SETTINGS = ("library", "model", "pretrained", "processor", "resize")  # arguments of Encoder in spec.json
 
 
 class Fitted:
-    """A folder that `prefkit fit NAME` wrote. Raises UsageError for any other folder, even a fit of another scorer."""
+    """A folder that `prefkit fit NAME` wrote, or its Hub id after `prefkit push`, at `revision` (branch, tag or commit).
 
-    def __init__(self, name: str, folder: str) -> None:
+    Raises UsageError for any other folder, even a fit of another scorer.
+    """
+
+    def __init__(self, name: str, folder: str, revision: str | None = None) -> None:
         if not folder:
-            raise UsageError(f"{name}: `model` is not set; set it to a folder that `prefkit fit {name}` has written.")
-        self.name, self.folder = name, Path(folder).expanduser()
+            raise UsageError(
+                f"{name}: `model` is not set; set it to a folder that `prefkit fit {name}` has written, or to its Hub id."
+            )
+        self.name, self.folder, self.shown = name, Path(folder).expanduser(), Path(folder).name
+        self.commit: str | None = None
+        again = f"Run `prefkit fit {name}` again."
+        if on_hub(folder) and not folder.startswith(f"{FITS}/"):
+            self.folder, self.commit = snapshot(folder, revision)
+            self.shown, again = folder, "Remove it from the Hub cache (`hf cache rm`), to download it again."
+        elif revision is not None:
+            raise UsageError(
+                f"{name}: `revision` is for a Hub id, but `model` is the folder {folder}. Remove `revision`."
+            )
+        elif not self.folder.exists():
+            raise UsageError(
+                f"{name}: {folder} does not exist. Give a folder that `prefkit fit {name}` has written, or a Hub id."
+            )
         if not (self.folder / SPEC).is_file():
             raise UsageError(f"{name}: {folder} has no {SPEC}; give a folder that `prefkit fit {name}` has written.")
-        again = f"Run `prefkit fit {name}` again."
         self.spec = read_json(self.folder / SPEC, again)
         check_folder(self.folder, again)
         if self.spec.get("fit") != name:
@@ -42,10 +62,10 @@ class Fitted:
         return list(json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
 
     def revision(self) -> str:
-        """Return the hash of the folder, which covers the encoder's revision in spec.json."""
+        """Return the hash of the folder, or the commit of a Hub id; both cover the encoder's revision in spec.json."""
         from prefkit.models.load.revision import weights_revision
 
-        return weights_revision(self.folder)
+        return self.commit or weights_revision(self.folder)
 
     def encoder(self) -> Encoder:
         """Return the encoder that the weights were fitted on. Raises UsageError if it is unknown or has changed since."""
@@ -56,17 +76,29 @@ class Fitted:
                 f"Run `prefkit fit {self.name}` again, with --encoder (and its options) set to that encoder."
             )
         try:
-            encoder = Encoder(**{name: stored[name] for name in SETTINGS}, needs_text=False)
+            settings = {key: _inside(self.folder, stored[key]) for key in SETTINGS}
+            fixed = stored["revision"] if COMMIT.fullmatch(stored["revision"] or "") else None
+            encoder = Encoder(**settings, needs_text=False, revision=fixed)
+            encoder.shown = stored["model"]  # without the place of an encoder inside the folder
         except UsageError as error:
             raise UsageError(
                 f"{self.name}: {self.folder} needs the encoder that it was fitted on, which could not be opened. {error}"
             ) from error
-        if encoder.revision() != stored["revision"]:
+        if stored["revision"] not in (None, now := encoder.revision()):
+            state = f"now at revision {now}, which gives other features" if now else "not found"
             raise UsageError(
                 f"{self.name}: {self.folder} was fitted on {stored['model']} at revision {stored['revision']}; the "
-                f"encoder is now at revision {encoder.revision()} and gives other features. Restore it, or fit again."
+                f"encoder is {state}. Restore it, or fit again."
             )
         return encoder
+
+
+def _inside(folder: Path, value: Any) -> Any:
+    """Return the path of an encoder's file or folder that `prefkit push` put into the folder of the scorer."""
+    if not isinstance(value, str):
+        return value
+    library, colon, path = value.rpartition(":")
+    return f"{library}{colon}{folder / path}" if path.startswith(f"{ENCODER}/") else value
 
 
 def describe(encoder: Encoder) -> dict[str, Any]:
@@ -75,7 +107,7 @@ def describe(encoder: Encoder) -> dict[str, Any]:
         "library": encoder.library,
         "model": encoder.shown,
         "pretrained": encoder.pretrained,
-        "processor": None if encoder.processor == encoder.shown else encoder.processor,
+        "processor": None if encoder.processor == encoder.name else encoder.processor,
         "resize": encoder.resize,
         "revision": encoder.revision(),
         "preprocessing": encoder.preprocessing(),

@@ -49,7 +49,7 @@ def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
     except Exception as error:  # pandas raises whatever Python's parser and the operators raise
         raise UsageError(
             f"{where}: {query[:200]!r} is not a valid condition on scores "
-            f'({str(error)[:200] or "it cannot be parsed"}). Write, for example, "align < 0.2 and index == 0", with '
+            f'({_reason(error)}). Write, for example, "align < 0.2 and index == 0", with '
             f"`backticks` around names that contain a dash or dot. The columns are {', '.join(columns)}."
         ) from error
     if not isinstance(mask, pd.Series) or mask.dtype != bool:
@@ -66,3 +66,8 @@ def check_query(query: str, aliases: Sequence[str], where: str) -> None:
     numbers = {name: pd.Series(dtype=float) for name in ["index", "seed", *map(column, aliases)]}
     texts = {name: pd.Series(dtype=object) for name in ("generator", "request_id")}
     matching(pd.DataFrame(numbers | texts), query, where)
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error of Python's parser or of pandas, without the place, which is always line 1."""
+    return re.sub(r" \(<unknown>, line \d+\)", "", str(error))[:200] or "it cannot be parsed"

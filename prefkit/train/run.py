@@ -12,6 +12,7 @@ from prefkit.distributed import Processes, check_device, device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.images import Background
 from prefkit.models.load.pipeline import check_model
+from prefkit.models.lora.adapters import check_targets
 from prefkit.registry import Passed
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -21,7 +22,7 @@ from prefkit.train.data.batches import PairData
 from prefkit.train.data.pairs import PairRow, PairSource, read_pairs
 from prefkit.train.data.prompt_cache import CACHES
 from prefkit.train.export import export, write_result
-from prefkit.train.monitor.boards import BOARDS
+from prefkit.train.monitor.boards import BOARDS, check_board
 from prefkit.train.monitor.early_stop import load_weights
 from prefkit.train.monitor.preflight import preflight
 from prefkit.train.monitor.validation import split
@@ -75,6 +76,7 @@ def check_settings(name: str, config: Train) -> None:
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise UsageError(f"{where}.{key}: {getattr(config, key)!r} is unknown; choose {', '.join(choices)}.")
+    check_board(config.report_to)
     precision.check(name, config)
     optimizers.check(name, config)
 
@@ -85,6 +87,8 @@ def check_start(recipe: Recipe, config: Train) -> None:
         raise UsageError("model.base is not set: give a Hub id, a pipeline folder or a single file.")
     if config.family == "diffusers":  # other families check model.base when they load it
         check_model(recipe.model, device_of(config.device))
+        if config.lora is not None and config.lora.targets:
+            check_targets(recipe.model, config.lora.targets)
 
 
 def is_online(config: Train, objective: Any) -> bool:
@@ -135,10 +139,12 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
     if is_online(config, objective):
         from prefkit.train.online.run import checked as checked_online
 
+        check_start(recipe, config)
         checked_online(store, recipe, name, objective)
         return
     processes = Processes(config.device)
     pairs = read_pairs(PairSource.find(store, config.pairs))
+    check_start(recipe, config)
     loader = ModelLoader(store, recipe, config, store.train(name))
     for job in jobs_of(name, config, config.controls):
         _claim(job, loader, pairs, processes, write=False)

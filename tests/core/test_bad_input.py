@@ -66,7 +66,7 @@ def test_a_wrong_recipe_names_the_line_and_leaves_nothing(recipe, cli, old, new,
         (["pair", "--k", "{"], "Error: --pair.main.k: '{' is not valid YAML."),
         (["pair", "--kk", "2"], "Error: --pair.main.kk: unknown key."),
         (["pair", "--", "2"], "Error: '--' is not a flag."),
-        (["plugins"], "Error: plugins takes neither a run nor a recipe"),
+        (["plugins"], "Error: plugins takes a kind of plug-in"),
     ],
 )
 def test_a_wrong_flag_is_called_a_flag(recipe, cli, arguments, message):

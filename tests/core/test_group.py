@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from torch.distributed import HashStore
 
 from prefkit import errors
-from prefkit.config import Recipe, Score
+from prefkit.config import Generate, Recipe, Requests, Score, redo
 from prefkit.distributed import Group
+from prefkit.generate import run as generate
 from prefkit.score import passes
 from prefkit.score import run as stage
 from prefkit.store import Store
@@ -91,3 +95,38 @@ def test_a_scorer_that_one_process_cannot_make_stops_in_both_and_the_others_scor
     assert {str(error) for error in found} == {"no module named fancy"}
     assert not store.scores("first").parts()
     assert len(store.scores("second").ids()) == 4
+
+
+def test_redo_of_candidates_is_agreed_by_all_processes(tmp_path, monkeypatch):
+    """Rank 0 moves the outdated candidates only when rank 1, which reads them late, has found them outdated too."""
+    (tmp_path / "p.txt").write_text("a hat\na boot\n")
+    (tmp_path / "draw.py").write_text(
+        "from PIL import Image\ndef draw(prompts, seeds):\n    return [Image.new('RGB', (8, 8), (s % 256, 0, 0)) for s in seeds]\n"
+    )
+    store, here = Store.create(tmp_path / "run"), threading.local()
+    recipe = Recipe(run=str(store.folder), requests=Requests(source=f"{tmp_path}/p.txt"))
+    with_seed = [
+        replace(recipe, generate={"own": Generate(use=f"{tmp_path}/draw.py:draw", n=2, seed=seed)}) for seed in (0, 1)
+    ]
+    checked = generate.checked
+
+    def late(*arguments):
+        until = time.monotonic() + 0.5
+        while here.group.rank and time.monotonic() < until and store.candidates("own").folder.exists():
+            time.sleep(0.01)
+        return checked(*arguments)
+
+    monkeypatch.setattr(generate, "group", lambda: here.group)
+
+    def work(group):
+        here.group = group
+        put_away = partial(redo.put_away, store)
+        counts = []
+        for wanted in with_seed:
+            act = partial(generate.run_generate, store, wanted, "own")
+            counts.append(redo.redoing(store, wanted, act, group.lead, put_away)["made"])
+            group.lead(lambda: monkeypatch.setattr(generate, "checked", late))
+        return counts
+
+    assert in_both(work) == [[4, 4], [4, 4]]
+    assert len(list((store.folder / ".old").glob("*/candidates/own"))) == 1

@@ -74,7 +74,7 @@ def test_import_export_vote_fit_and_push(run, tmp_path):
     assert other.import_(run.store.pairs("main"), "pickapic", name="p", pairs=True)["pairs"] == {"train": 2}
     assert len(other.pairs("p")) == 2
     head = yaml.safe_load((other.store.pairs("p") / "README.md").read_text().split("---")[1])
-    assert [config["config_name"] for config in head["configs"]] == ["default", "gallery"]
+    assert [config["config_name"] for config in head["configs"]] == ["default", "bytes"]
     assert {"name": "jpg_0", "dtype": "image"} in head["dataset_info"][0]["features"]
     assert os.path.exists(run.vote(n=2)["path"])
     assert run.push("you/pairs", dry_run=True)["dry_run"] is True

@@ -98,6 +98,37 @@ def _pairs(
     write_json(folder / "audit.json", audit)
 
 
+def build_fit(folder: Path) -> Path:
+    """A fitted scorer as `prefkit fit vbpr` writes it, with weights that are not read."""
+    folder.mkdir(parents=True)
+    encoder = {
+        "library": "open_clip",
+        "model": "tiny",
+        "revision": "413b2e098484",
+        "pretrained": None,
+        "processor": None,
+    }
+    auc = {"mean": 0.71, "low": 0.66, "high": 0.76, "n": 180}
+    spec = {
+        "fit": "vbpr",
+        "settings": {"encoder": "tiny", "epochs": 60},
+        "data": {"interactions": "5d1a0c7e", "features": "90f3e2b1"},
+        "encoder": encoder,
+        "sources": {"interactions": "/home/somebody/log.csv", "images": "/home/somebody/images"},
+        "counts": {"users": 180, "items": 300, "interactions": 2400, "train": 2040},
+        "training": {"epochs": 41, "best_epoch": 31, "auc_by_epoch": [0.5]},
+        "validation": {
+            "auc_validation": auc,
+            "auc": auc,
+            "auc_visual": {**auc, "mean": 0.68, "low": 0.63, "high": 0.73},
+        },
+    }
+    write_json(folder / "spec.json", spec)
+    for name in ("weights.safetensors", "users.json", "items.json"):
+        (folder / name).write_bytes(b"")
+    return folder
+
+
 def _training(store: Store) -> None:
     import numpy as np
     from safetensors.numpy import save_file

@@ -10,23 +10,25 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
-from hub_example import build
+from hub_example import build, build_fit
 
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.cards import facts
 from prefkit.hub.cards import template as card
 from prefkit.hub.cards.model_card import model_card
-from prefkit.hub.push import push
+from prefkit.hub.push import push, push_fit
 from prefkit.store.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2] / "datasets_cards"
 WHICH = {"example_dataset": {"pairs": "main"}, "example_model": {"train": "dpo"}}
 
 
-@pytest.mark.parametrize("name", WHICH)
+@pytest.mark.parametrize("name", [*WHICH, "example_scorer"])
 def test_the_example_in_the_repository_is_what_is_rendered(name, tmp_path):
-    store = build(tmp_path / "run")
-    found = push(store, "you/wardrobe", dry_run=True, **WHICH[name])
+    if name == "example_scorer":
+        found = push_fit(build_fit(tmp_path / "fitted/vbpr"), "you/taste", dry_run=True)
+    else:
+        found = push(build(tmp_path / "run"), "you/wardrobe", dry_run=True, **WHICH[name])
     rendered = (Path(found["folder"]) / "README.md").read_text()
     assert rendered == (ROOT / name / "README.md").read_text()
     assert not re.search(r"\{\{|\}\}|TODO|More Information Needed|\bNone\b", rendered)

@@ -20,7 +20,7 @@ LOAD = """
 import sys, json
 from datasets import load_dataset
 name, first = sys.argv[1], {}
-for config in ("default", "gallery", "candidates", "comparisons", "ties"):
+for config in ("default", "bytes", "candidates", "comparisons", "ties"):
     found = load_dataset(name, config, split="train")
     column = found.column_names[0]
     first[config] = [len(found), type(found[0][column]).__name__]
@@ -58,8 +58,8 @@ def test_pushed_loaded_and_read_for_training_are_the_same_pairs(hub, pushed, out
     assert hub.repositories["dataset", "you/wardrobe"].tags == {found["tag"]: found["commit"]}
     loaded = answer(outside.code(LOAD, "you/wardrobe"))
     assert loaded == {
-        "default": [8, "bytes"], "gallery": [8, "PngImageFile"], "candidates": [32, "PngImageFile"],
-        "comparisons": [1, "str"], "ties": [1, "bytes"],
+        "default": [8, "PngImageFile"], "bytes": [8, "bytes"], "candidates": [32, "PngImageFile"],
+        "comparisons": [1, "str"], "ties": [1, "PngImageFile"],
     }  # fmt: skip
     process = outside.code(PAIRS, store.folder, "you/wardrobe")
     assert process.returncode == 0, process.stderr

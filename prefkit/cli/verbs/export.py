@@ -39,7 +39,10 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         from prefkit.models.lora.files import export_as
 
         if flags:
-            raise UsageError(f"export --as {known.layout} has no option --{flags[0][0]}. Leave it out.")
+            raise UsageError(
+                f"export --as {known.layout} has no option --{flags[0][0]}. Name the training by its folder: prefkit export "
+                f"RUN/train/NAME OUT --as {known.layout}."
+            )
         result = export_as(known.run_folder, known.out, known.layout, known.overwrite)
     else:
         result = run_export(

@@ -10,12 +10,17 @@ from prefkit import output, registry
 from prefkit.errors import UsageError
 from prefkit.verified import claim, shown
 
+POSITIONAL = ("KIND", f"list only one kind, with licences: {' | '.join(registry.PLUGIN_PACKAGES)}")
+
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    if flags or known.run_folder or known.recipe:
-        raise UsageError("plugins takes neither a run nor a recipe, only --json and -q.")
+    only = known.run_folder
+    if flags or known.recipe or (only and only not in registry.PLUGIN_PACKAGES):
+        kinds = ", ".join(registry.PLUGIN_PACKAGES)
+        close = registry.nearest(only or "", list(registry.PLUGIN_PACKAGES))
+        raise UsageError(f"plugins takes a kind of plug-in ({kinds}), --json and -q, and nothing else.{close}")
     rows: list[dict[str, Any]] = []
-    for kind in registry.PLUGIN_PACKAGES:
+    for kind in [only] if only else registry.PLUGIN_PACKAGES:
         builtin, others = registry.builtin(kind), registry.offered(kind)
         rows += [
             _row(kind, name, "prefkit", text, kind == "scorer" and registry.facts(kind, name))
@@ -25,7 +30,8 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         for name, points in others.items():
             if len(points) + (name in builtin) > 1:
                 output.warn(f"several plug-ins provide a {kind} named {name!r}; choose one as package.module:Name.")
-    output.emit(rows, known.json, rows)
+    shown_in = ("name", "from", "licence", "what") if only else ("kind", "name", "from", "what")
+    output.emit(rows, known.json, [{key: row[key] for key in shown_in if row[key] is not None} for row in rows])
     return 0
 
 

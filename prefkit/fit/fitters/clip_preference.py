@@ -33,6 +33,8 @@ class ClipPreferenceFit:
     votes: str = ""
     #: CLIP to start from. transformers: folder or Hub id; open_clip: architecture, local-dir:FOLDER, or tiny
     model: str = ""
+    #: Hub revision (branch, tag or commit) of the model
+    revision: str | None = None
     #: folder or Hub id of the tokenizer and image processor (transformers only); null = from the model
     processor: str | None = None
     #: open_clip tag or checkpoint file, if the model is an architecture
@@ -104,11 +106,6 @@ class ClipPreferenceFitter:
     def __init__(self, options: ClipPreferenceFit) -> None:
         if not options.model:
             raise UsageError("clip_preference: --model is not set. Give the CLIP model to tune.")
-        if options.library == "open_clip" and options.model.startswith("hf-hub:"):
-            raise UsageError(
-                f"clip_preference: --model {options.model}: an open_clip model named hf-hub:... cannot be tuned. "
-                "Download the model and set --model local-dir:FOLDER."
-            )
         self.options = options
 
     def run(self) -> dict[str, Any]:
@@ -126,7 +123,7 @@ class ClipPreferenceFitter:
             raise UsageError(
                 f"clip_preference.by: no pair has a text under {o.by!r}. Name another column, or omit --by."
             )
-        encoder = Encoder(o.model, o.pretrained, library=o.library, processor=o.processor)
+        encoder = Encoder(o.model, o.pretrained, library=o.library, processor=o.processor, revision=o.revision)
         folder = FitFolder("clip_preference", o.out, o, {"pairs": data.content}, describe(encoder))
         present = folder.present()
         return present if present is not None else self._fit(folder, data, encoder, texts)

@@ -64,7 +64,7 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
 
 def _splits(staged: StagedDataset) -> dict[str, dict[str, int]]:
     """Return {config: {split: number of rows}}, without empty splits and configs."""
-    rows = {"default": staged.rows["default"], "gallery": staged.rows["default"]}
+    rows = {"default": staged.rows["default"], "bytes": staged.rows["default"]}
     rows |= {config: staged.rows.get(config, {}) for config in CONFIGS}
     filled = {config: {split: n for split, n in splits.items() if n} for config, splits in rows.items()}
     return {config: splits for config, splits in filled.items() if splits}
@@ -79,9 +79,8 @@ def _metadata(
         folder = f"{config}/" if config in CONFIGS else ""
         files = [{"split": split, "path": f"{folder}{split}/*.parquet"} for split in splits[config]]
         configs.append({"config_name": config, "data_files": files})
-    info = [_features("gallery", staged.columns["default"], ("jpg_0", "jpg_1"))]
-    if "candidates" in splits:
-        info.append(_features("candidates", staged.columns["candidates"], ("image",)))
+    images = {"default": ("jpg_0", "jpg_1"), "ties": ("jpg_0", "jpg_1"), "candidates": ("image",)}
+    info = [_features(config, staged.columns[config], images[config]) for config in splits if config in images]
     return {
         **({"license": licence} if licence else {}),
         "pretty_name": to.split("/")[-1],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 SECRET = re.compile(r"(?i)(?<!max_)(?<!new_)tokens?$|secret|password|passwd|api[_-]?key|authorization|credential")
 #: URL query parameters whose values are hidden
 QUERY = re.compile(r"(?i)([?&](?:[\w-]*(?:token|secret|passw|key|auth|credential)[\w-]*|sig|signature)=)[^&#\s]+")
+REPOSITORY = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 PATH = re.compile(r"(~|/|file://|[A-Za-z]:\\)")
+FOLDER = "local-dir:"  # open_clip's prefix of a folder; inside a text, such as the name of weights, up to a space
+INSIDE = re.compile(r"local-dir:((?:~|/|[A-Za-z]:\\)\S*)")
 #: licences of models, scorers or data that also bind users of images or models made with them
 RESTRICTED = re.compile(
     r"(?i)non[- ]?commercial|not? (for )?commercial|\bnc\b|-nc\b|smpl|research[- ](use[- ])?only|\ba?gpl|"
@@ -88,6 +92,9 @@ def clean_text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     value = re.sub(r"^(\.\./)+", "", value)  # a path in recipe.yaml starts at the run folder
+    if value.startswith(FOLDER):
+        return FOLDER + clean_text(value.removeprefix(FOLDER))
+    value = INSIDE.sub(lambda match: FOLDER + clean_text(match[1]), value)
     if PATH.match(value):
         return ".../" + re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     if value.startswith("exec:"):  # a command: program and arguments
@@ -126,6 +133,11 @@ def _model(name: str, spec: Mapping[str, Any], recipe: Mapping[str, Any]) -> str
     if settings is None:
         return "unknown: the recipe does not list this generator"
     return f"train/{settings['model']} of {base_of(recipe)}" if settings.get("model") else base_of(recipe)
+
+
+def on_hub(name: str) -> bool:
+    """True if the name is a repository on the Hub and not a local path."""
+    return bool(REPOSITORY.fullmatch(name)) and not Path(name).exists()
 
 
 def base_of(recipe: Mapping[str, Any]) -> str:

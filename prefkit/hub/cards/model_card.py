@@ -26,7 +26,6 @@ MEASURES = {"frechet": "Fréchet", "cmmd": "CMMD"}  # distances to real images
 JUDGE = {True: "training signal", False: "held out", None: "unknown"}
 #: training settings that the card states even if they have their default values
 STATED = ("objective", "lora", "learning_rate", "warmup", "schedule", "optimizer", "precision", "max_grad_norm", "seed")
-REPOSITORY = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
 def result_folder(store: Store, name: str) -> Path:
@@ -151,10 +150,10 @@ def _metadata(
 ) -> dict[str, Any]:
     metadata: dict[str, Any] = {"license": licence} if licence else {}
     base = str((recipe.get("model") or {}).get("base") or "")
-    if _on_hub(base):
+    if facts.on_hub(base):
         metadata |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
     pairs = str(training.get("pairs") or "").partition(":")[0]
-    if _on_hub(pairs):
+    if facts.on_hub(pairs):
         metadata["datasets"] = [pairs]
     task = "text-to-image"
     if training.get("family") == "mesh":  # the Hub has no task for meshes of people, and only prefkit loads the model
@@ -162,11 +161,6 @@ def _metadata(
     else:
         metadata |= {"library_name": "diffusers", "pipeline_tag": task}
     return metadata | {"tags": ["prefkit", task, "preference", *(["lora"] if adapter else [])]}
-
-
-def _on_hub(name: str) -> bool:
-    """True if the name is a repository on the Hub and not a local path."""
-    return bool(REPOSITORY.fullmatch(name)) and not Path(name).exists()
 
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _describe(name: str, counts: dict[str, int], ties: int, partial: Path) -> No
     text = (
         f"Verdicts imported as {name}: the majority wins, `p` is its fraction of the votes, {ties} ties are left out. "
         "`jpg_0` and `jpg_1` are encoded images, `label_0` and `label_1` are 1 for the winner and 0 for the loser, "
-        "`caption` is the prompt. `load_dataset` decodes the images in the config `gallery`."
+        "`caption` is the prompt. `load_dataset` decodes the images; in the config `bytes`, they stay encoded."
     )
     features = {field.name: feature_dtype(field.type) for field in _schema()}
     card(partial, name, text, [(split, f"{split}/*.parquet") for split in counts], features)

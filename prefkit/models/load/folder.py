@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -19,6 +20,7 @@ INDEX = "model_index.json"
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<variant>[A-Za-z]\w*))?(-\d+-of-\d+)?\.safetensors", re.ASCII
 )
+SIZES = re.compile(r"if height % (\d+) != 0 or width % \1 != 0:")
 PICKLED = re.compile(
     r"(diffusion_pytorch_model|pytorch_model)(\.(?P<variant>[A-Za-z]\w*))?(-\d+-of-\d+)?\.bin", re.ASCII
 )
@@ -154,8 +156,11 @@ def not_a_pipeline(folder: Path) -> str:
     return f"{folder} is a folder without {INDEX}, so it is not a diffusers pipeline. {give}"
 
 
-def check_call(model: Model, names: Collection[str]) -> None:
-    """Raise UsageError if a name is not an argument of the pipeline's call. Checks local folders only."""
+def check_call(model: Model, names: Collection[str], size: tuple[int | None, int | None] = (None, None)) -> None:
+    """Raise UsageError if a name is not an argument of the pipeline's call, or if the pipeline will refuse the size.
+
+    Checks local folders only. size: (height, width); None is the pipeline's own. The divisor is read from diffusers' code.
+    """
     import diffusers
 
     from prefkit.models.capture.record import check_call_arguments
@@ -164,3 +169,9 @@ def check_call(model: Model, names: Collection[str]) -> None:
     kind = getattr(diffusers, str(_index(folder).get("_class_name", "")), None) if folder.is_dir() else None
     if isinstance(kind, type):
         check_call_arguments(kind, names)
+        found = SIZES.search(inspect.getsource(kind.check_inputs)) if hasattr(kind, "check_inputs") else None
+        divisor = int(found[1]) if found else 1
+        if any((side or 0) % divisor for side in size):
+            raise UsageError(
+                f"height {size[0]} and width {size[1]}: {kind.__name__} needs multiples of {divisor}. Change the size."
+            )

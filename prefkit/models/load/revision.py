@@ -15,6 +15,14 @@ from prefkit.store.files import remedy_for
 from prefkit.tiny import located
 from prefkit.types import digest
 
+#: files of which a repository has at least one: a pipeline, an adapter, a model, a fitted scorer, a model of open_clip
+FIRST = (
+    "model_index.json",
+    "pytorch_lora_weights.safetensors",
+    "config.json",
+    "spec.json",
+    "open_clip_config.json",
+)
 CONTENT = (".safetensors", ".bin", ".ckpt", ".pt", ".json", ".txt", ".model", ".py", ".jinja")
 
 
@@ -65,17 +73,23 @@ def _content_hash(path: str, size: int, mtime: int) -> str:
 @functools.lru_cache(maxsize=256)
 def _commit(repository: str, revision: str | None) -> str:
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         sha = huggingface_hub.HfApi().model_info(repository, revision=revision).sha
     except HFValidationError as error:
         raise UsageError(f"{repository} is neither an existing path nor a Hub id such as owner/name.") from error
+    except RevisionNotFoundError as error:
+        raise UsageError(
+            f"{repository} on the Hub has no revision {revision!r}. Give a branch, tag or commit."
+        ) from error
     except Exception as error:  # the Hub's client also raises errors of its transport
         sha = _cached_commit(repository, revision)
         if sha is None:
+            unknown = isinstance(error, RepositoryNotFoundError)
+            state = "has no such model that this login may see" if unknown else "did not answer"
             raise UsageError(
-                f"{repository} does not exist as a path or in the local Hub cache, and the Hub did not answer "
+                f"{repository} does not exist as a path or in the local Hub cache, and the Hub {state} "
                 f"({type(error).__name__}). Check the name, the network, and your access to this repository."
             ) from error
     assert sha is not None
@@ -85,7 +99,7 @@ def _commit(repository: str, revision: str | None) -> str:
 def _cached_commit(repository: str, revision: str | None) -> str | None:
     import huggingface_hub
 
-    for name in ("model_index.json", "pytorch_lora_weights.safetensors", "config.json"):
+    for name in FIRST:
         path = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(path, str):
             return Path(path).parts[Path(path).parts.index("snapshots") + 1]

@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefkit.config import Model
 from prefkit.errors import TrainingError, UsageError
 from prefkit.models.lora.files import ADAPTER_FILE, NETWORK
+from prefkit.models.meta import LIBRARIES, components, on_meta_device, part_of
 from prefkit.registry import nearest
+from prefkit.tiny import located
 
 POLICY = "policy"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -115,6 +118,17 @@ def _check_targets(net: Any, targets: Sequence[str], endings: Sequence[str], eve
             f"lora.targets: no module name in {type(net).__name__} ends in {' or '.join(map(repr, unused))}."
             f"{nearest(unused[0], endings)} The names of its linear modules end in {', '.join(endings)}."
         )
+
+
+def check_targets(model: Model, targets: Sequence[str]) -> None:
+    """Raise UsageError if a target matches no module of the denoiser. Reads no weights; checks local folders only."""
+    source = str(located(model.base))
+    if not (Path(source) / "model_index.json").is_file():
+        return
+    for name, entry in components(source, None).items():
+        if part_of(name) == "denoiser" and entry[0] in LIBRARIES:
+            net = on_meta_device(entry, source, name, None, torch.float32, "cpu")
+            _check_targets(net, targets, _linear_endings(net), every=True)
 
 
 def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from prefkit import tiny
 from prefkit.errors import UsageError
 from prefkit.images import Background
+from prefkit.models.load.snapshot import on_hub
 from prefkit.score.embed import classifiers
 from prefkit.types import Candidate, Score
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+HUB = "hf-hub:"  # open_clip's prefix of a Hub id
 CACHED = 4096  # number of images, and also of texts; 16 MB each at 1024 dimensions
 
 
@@ -35,6 +37,7 @@ class Encoder:
                 Both: `model` may be the classifier torchvision:NAME or timm:NAME; `pretrained` is then its weight file
     processor   transformers: folder or Hub id of tokenizer and image processor, default: the model's own
     openai      transformers: prepare images as OpenAI's code does, which resizes them before it converts them to RGB
+    revision    branch, tag or commit of a Hub id; not of a processor in another repository
     resize      open_clip: shortest | longest (letterbox) | squash, default: the model's own
     needs_text  False: image classifiers, which cannot encode texts, are allowed too
     """
@@ -49,12 +52,15 @@ class Encoder:
         resize: str | None = None,
         openai: bool = False,
         needs_text: bool = True,
+        revision: str | None = None,
     ) -> None:
         self.library: str = library
         self.shown = model
         self.name = f"local-dir:{tiny.CLIP}" if model == tiny.NAME and library == "open_clip" else model
         self.pretrained = None if ":" in self.name or library == "transformers" else pretrained
-        self.processor = processor or model
+        self.processor, self.wanted = processor or model, revision
+        if revision is not None and self.repository() is None:
+            raise UsageError(f"`revision` is for a Hub id, but `model` is {model}. Remove `revision`.")
         self.resize, self.openai = resize, openai
         self.network: Any = None
         self.read: set[int] = set()  # hashes of all texts that were encoded; `cut`: of those that were truncated
@@ -72,21 +78,32 @@ class Encoder:
                 "Set `pretrained` to an open_clip tag (such as laion2b_s34b_b79k) or a local checkpoint, "
                 "or set `model` to local-dir:FOLDER, hf-hub:owner/name or `tiny`."
             )
+        elif self.pretrained:
+            _check_architecture(model, self.pretrained)
 
     def weights(self) -> str:
         """Return the name of the weights, for a spec."""
         if self.library == "transformers":
-            return self.shown + (f", processor {self.processor}" if self.processor != self.shown else "")
+            return self.shown + (f", processor {self.processor}" if self.processor != self.name else "")
         if classifiers.is_classifier(self.name):
             return f"{self.shown} {self._file().name}"
         return f"{self.shown} {self.pretrained or ''}".strip()
 
+    def repository(self) -> str | None:
+        """Return the Hub id of the model; None for local weights and for weights that open_clip finds by its tag."""
+        name = self.name.removeprefix(HUB)
+        written = self.name.startswith(HUB) if self.library == "open_clip" else self.library == "transformers"
+        return name if written and on_hub(name) else None
+
     def revision(self) -> str | None:
-        """Return the commit of a Hub id or the hash of local weights; None for weights that open_clip downloads."""
+        """Return the commit of a Hub id or the hash of local weights; None for weights that open_clip finds by its tag."""
         from prefkit.models.load.revision import weights_revision
 
         if self.library == "transformers":
-            return " ".join(weights_revision(name) for name in dict.fromkeys([self.name, self.processor]))
+            parts = {self.name: self.wanted} | ({self.processor: None} if self.processor != self.name else {})
+            return " ".join(weights_revision(name, wanted) for name, wanted in parts.items())
+        if repository := self.repository():
+            return weights_revision(repository, self.wanted)
         local = Path((self.pretrained or self.name).removeprefix("local-dir:")).expanduser()
         return weights_revision(local) if local.exists() else None
 
@@ -115,11 +132,9 @@ class Encoder:
     def _open(self, device: str, dtype: str) -> Any:
         from prefkit.score.embed import networks
 
-        if self.library == "transformers":
-            return networks.Transformers(self.name, self.processor, device, dtype)
         if classifiers.is_classifier(self.name):
             return classifiers.ImageNetwork(self.name, self._file(), device, dtype)
-        return networks.OpenClip(self.name, self.pretrained, self.resize, device, dtype)
+        return networks.opened(self, device, dtype)
 
     def _file(self) -> Path:
         return Path(self.pretrained or "").expanduser()
@@ -171,6 +186,22 @@ class Encoder:
     def cosines(self, batch: Sequence[Candidate], texts: Sequence[str]) -> Tensor:
         """Return the cosine of candidate i with text i, for all i: [B] float32."""
         return (self.candidates(batch) * self.texts(texts)).sum(-1)
+
+
+def _check_architecture(name: str, pretrained: str) -> None:
+    """Raise UsageError for an architecture that open_clip does not know, or for weights that are neither tag nor file."""
+    import open_clip
+
+    from prefkit.registry import nearest
+
+    if name not in open_clip.list_models():
+        raise UsageError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not open_clip.get_pretrained_cfg(name, pretrained) and not Path(pretrained).expanduser().is_file():
+        raise UsageError(
+            f"{name}: `pretrained` is {pretrained!r}, which is neither a file nor a tag of open_clip for this model. Its "
+            f"tags: {', '.join(tags) or 'none'}."
+        )
 
 
 class CosineScorer:

@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prefkit.errors import UsageError
 from prefkit.models.load.pipeline import silence_bars
+from prefkit.models.load.snapshot import snapshot
 from prefkit.models.long_prompts import lengths
 from prefkit.models.precision import dtype_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+    from prefkit.score.embed.encoder import Encoder
+
+
+#: files of a model of open_clip on the Hub
+FILES = (
+    "open_clip_config.json",
+    "open_clip_model.safetensors",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens*",
+)
+
+
+def opened(encoder: Encoder, device: str, dtype: str) -> OpenClip | Transformers:
+    """Return a new copy of an encoder's network. Raises UsageError."""
+    if encoder.library == "transformers":
+        return Transformers(encoder.name, encoder.processor, device, dtype, encoder.wanted)
+    folder = folder_of(encoder) if encoder.wanted or not encoder.repository() else None  # open_clip takes no revision
+    name = f"local-dir:{folder}" if folder else encoder.name
+    return OpenClip(name, encoder.pretrained, encoder.resize, device, dtype)
+
+
+def folder_of(encoder: Encoder) -> Path | None:
+    """Return the folder of an open_clip model, downloaded if it has a Hub id; None for an architecture."""
+    if repository := encoder.repository():
+        return snapshot(repository, encoder.wanted, FILES)[0]
+    local = encoder.name.startswith("local-dir:")
+    return Path(encoder.name.removeprefix("local-dir:")).expanduser() if local else None
 
 
 class OpenClip:
@@ -24,10 +56,6 @@ class OpenClip:
         """Raises UsageError for an architecture or weights unknown to open_clip."""
         import open_clip
 
-        if ":" not in name and name not in open_clip.list_models():
-            from prefkit.registry import nearest
-
-            raise UsageError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
         try:
             model, _, transform = open_clip.create_model_and_transforms(
                 name, pretrained, device=device, weights_only=True, image_resize_mode=resize
@@ -62,15 +90,19 @@ class OpenClip:
 class Transformers:
     """A CLIP or SigLIP model of transformers, with the Pillow image processor. Texts are padded to the full context."""
 
-    def __init__(self, model: str, processor: str, device: str, dtype: str) -> None:
-        """Raises UsageError if `model` is not a CLIP or SigLIP model, or `processor` has no Pillow image processor."""
+    def __init__(self, model: str, processor: str, device: str, dtype: str, revision: str | None = None) -> None:
+        """revision: of the model, and of the processor if it is in the same repository.
+
+        Raises UsageError if `model` is not a CLIP or SigLIP model, or `processor` has no Pillow image processor."""
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         silence_bars()
         try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(processor, backend="pil")
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(processor)
-            net, info = AutoModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+            other = None if processor != model else revision
+            self.processor: Any = AutoImageProcessor.from_pretrained(processor, revision=other, backend="pil")
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(processor, revision=other)
+            options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "revision": revision}
+            net, info = AutoModel.from_pretrained(model, **options)
         except (RuntimeError, OSError, ValueError, KeyError, ImportError) as error:
             raise unloadable(model, error) from error
         if not all(hasattr(net, name) for name in ("get_image_features", "get_text_features", "logit_scale")):

@@ -26,6 +26,8 @@ FORMULAS = {
 class ClipOptions:
     #: open_clip architecture, local-dir:FOLDER, hf-hub:owner/name, or tiny (embedded); transformers: folder or Hub id
     model: str = "ViT-B-32"
+    #: Hub revision (branch, tag or commit) of the model
+    revision: str | None = None
     #: open_clip tag or path of a checkpoint; not used with local-dir, hf-hub, tiny and transformers
     pretrained: str | None = "laion2b_s34b_b79k"
     #: library that loads the weights
@@ -41,7 +43,7 @@ class Clip(CosineScorer):
 
     def __init__(self, options: ClipOptions) -> None:
         self.options = options
-        self.encoder = Encoder(options.model, options.pretrained, library=options.library)
+        self.encoder = Encoder(options.model, options.pretrained, library=options.library, revision=options.revision)
 
     def spec(self) -> ScorerSpec:
         return ScorerSpec(

@@ -21,8 +21,10 @@ from prefkit.types import Candidate, Score, ScorerSpec
 
 @dataclass(frozen=True)
 class MeshOptions:
-    #: folder written by `prefkit fit mesh`
+    #: folder written by `prefkit fit mesh`, or its Hub id
     model: str = ""
+    #: Hub revision (branch, tag or commit) of the model
+    revision: str | None = None
 
 
 class MeshScorer:
@@ -32,7 +34,7 @@ class MeshScorer:
 
     def __init__(self, options: MeshOptions) -> None:
         self.options = options
-        self.fitted = Fitted("mesh", options.model)
+        self.fitted = Fitted("mesh", options.model, options.revision)
 
     def spec(self) -> ScorerSpec:
         layout = self.fitted.spec["features"]
@@ -40,7 +42,7 @@ class MeshScorer:
         return ScorerSpec(
             "mesh",
             "1",
-            weights=self.fitted.folder.name,
+            weights=self.fitted.shown,
             revision=self.fitted.revision(),
             preprocessing=f"{len(layout['joints'])} joints, {pose}, keypoints in units of half the box's longer side; "
             "standardised as fitted",

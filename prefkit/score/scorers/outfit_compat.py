@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OutfitCompatOptions:
-    #: folder that `prefkit fit outfit_compat` has written
+    #: folder that `prefkit fit outfit_compat` has written, or its Hub id
     model: str = ""
+    #: Hub revision (branch, tag or commit) of the model
+    revision: str | None = None
     #: folder of the outfits' images: a run folder (images are then ids of its inputs), or the base of relative paths
     images: str = ""
 
@@ -56,7 +58,7 @@ class OutfitCompat:
         self.images = Path(options.images).expanduser()
         if options.images and not self.images.is_dir():
             raise UsageError(f"outfit_compat.images: {options.images} is not a folder.")
-        self.fitted = Fitted("outfit_compat", options.model)
+        self.fitted = Fitted("outfit_compat", options.model, options.revision)
         self.encoder = self.fitted.encoder()
         self.seen: dict[str, Tensor | str] = {}  # embedding of each image, or the error message
 
@@ -65,7 +67,7 @@ class OutfitCompat:
         return ScorerSpec(
             "outfit_compat",
             "1",
-            weights=f"{self.fitted.folder.name} on {self.encoder.weights()}",
+            weights=f"{self.fitted.shown} on {self.encoder.weights()}",
             revision=self.fitted.revision(),
             preprocessing=self.encoder.preprocessing(),
             formula=f"u.h(f) + b.f + b0, u = {mean}",

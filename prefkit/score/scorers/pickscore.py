@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class PickscoreOptions:
     #: folder or Hub id of the tuned CLIP
     model: str = "yuvalkirstain/PickScore_v1"
+    #: Hub revision (branch, tag or commit) of the model
+    revision: str | None = None
     #: folder or Hub id of tokenizer and image processor
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
@@ -31,7 +33,9 @@ class Pickscore(CosineScorer):
     Options = PickscoreOptions
 
     def __init__(self, options: PickscoreOptions) -> None:
-        self.encoder = Encoder(options.model, library="transformers", processor=options.processor)
+        self.encoder = Encoder(
+            options.model, library="transformers", processor=options.processor, revision=options.revision
+        )
 
     def spec(self) -> ScorerSpec:
         return ScorerSpec(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class SciscoreOptions:
     #: folder or Hub id of the tuned CLIP
     model: str = "Jialuo21/SciScore"
+    #: Hub revision (branch, tag or commit) of the model
+    revision: str | None = None
     #: folder or Hub id of tokenizer and image processor; null = the model's own
     processor: str | None = None
     #: column of the requests with the implicit prompt
@@ -35,7 +37,9 @@ class Sciscore(CosineScorer):
     def __init__(self, options: SciscoreOptions) -> None:
         self.options = options
         self.requires = frozenset({"image", options.text})
-        self.encoder = Encoder(options.model, library="transformers", processor=options.processor)
+        self.encoder = Encoder(
+            options.model, library="transformers", processor=options.processor, revision=options.revision
+        )
 
     def spec(self) -> ScorerSpec:
         return ScorerSpec(

@@ -32,6 +32,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 class SiglipOptions:
     #: folder or Hub id; open_clip: architecture, local-dir:FOLDER or hf-hub:owner/name
     model: str = "google/siglip2-so400m-patch14-384"
+    #: Hub revision (branch, tag or commit) of the model
+    revision: str | None = None
     #: library that loads the weights
     library: Literal["transformers", "open_clip"] = "transformers"
     #: open_clip tag (webli for the published weights) or path of a checkpoint
@@ -45,7 +47,7 @@ class Siglip(CosineScorer):
 
     def __init__(self, options: SiglipOptions) -> None:
         self.options = options
-        self.encoder = Encoder(options.model, options.pretrained, library=options.library)
+        self.encoder = Encoder(options.model, options.pretrained, library=options.library, revision=options.revision)
 
     def spec(self) -> ScorerSpec:
         return ScorerSpec(

@@ -27,8 +27,10 @@ from prefkit.types import Candidate, Score, ScorerSpec
 
 @dataclass(frozen=True)
 class VbprOptions:
-    #: folder that `prefkit fit vbpr` has written
+    #: folder that `prefkit fit vbpr` has written, or its Hub id
     model: str = ""
+    #: Hub revision (branch, tag or commit) of the model
+    revision: str | None = None
     #: new (generated images: visual terms only) | known (catalogue items, named by `item`)
     items: Literal["new", "known"] = "new"
 
@@ -40,7 +42,7 @@ class VbprScorer:
     def __init__(self, options: VbprOptions) -> None:
         self.options = options
         self.requires = frozenset({"image", "user"} | ({"item"} if options.items == "known" else set()))
-        self.fitted = Fitted("vbpr", options.model)
+        self.fitted = Fitted("vbpr", options.model, options.revision)
         self.encoder = self.fitted.encoder()
 
     def spec(self) -> ScorerSpec:
@@ -48,7 +50,7 @@ class VbprScorer:
         return ScorerSpec(
             "vbpr",
             "1",
-            weights=f"{self.fitted.folder.name} on {self.encoder.weights()}",
+            weights=f"{self.fitted.shown} on {self.encoder.weights()}",
             revision=self.fitted.revision(),
             preprocessing=f"{self.encoder.preprocessing()}; features scaled as fitted",
             formula=visual if self.options.items == "new" else f"beta_i + gamma_u.gamma_i + {visual}",
@@ -88,9 +90,9 @@ class VbprScorer:
     def _unknown(self, extra: Any) -> str | None:
         """Return an error for a user or item that the model was not fitted on, else None."""
         if id_text(extra["user"]) not in self.users:
-            return f"{self.fitted.folder.name} was not fitted on user {extra['user']!r}"
+            return f"{self.fitted.shown} was not fitted on user {extra['user']!r}"
         if self.options.items == "known" and id_text(extra["item"]) not in self.known:
-            return f"{self.fitted.folder.name} was not fitted on item {extra['item']!r}"
+            return f"{self.fitted.shown} was not fitted on item {extra['item']!r}"
         return None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,17 @@ def _id(folder: Path, step: int) -> str:
     return digest("board", str(folder.resolve()), time.time(), length=12)
 
 
+def check_board(report_to: str) -> None:
+    """Raise UsageError if the package of a tracker is not installed."""
+    with suppress(ValueError):  # a module without a spec, which is loaded already
+        if report_to != "none" and importlib.util.find_spec(report_to) is None:
+            raise missing(report_to)
+
+
+def missing(report_to: str) -> UsageError:
+    return UsageError(f"train.report_to: {report_to} is not installed. Run `pip install 'prefkit[{report_to}]'`.")
+
+
 def open_board(report_to: str, folder: Path, step: int, settings: Mapping[str, Any]) -> Any:
     """Return the tracker of a training, None for `none`, and write its link to train/NAME/board.json.
 
@@ -107,9 +120,7 @@ def open_board(report_to: str, folder: Path, step: int, settings: Mapping[str, A
     try:
         board = kind(folder, step, settings)
     except ImportError as error:
-        raise UsageError(
-            f"train.report_to: {report_to} is not installed. Run `pip install 'prefkit[{report_to}]'`."
-        ) from error
+        raise missing(report_to) from error
     except Exception as error:  # errors of the library, such as a missing login
         text = " ".join(str(error).split())[:300]
         raise UsageError(
