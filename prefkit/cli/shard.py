@@ -121,5 +121,7 @@ def _slurm(task: int, count: int) -> tuple[int, int]:
 
 def next_command(verb: str, folder: Path) -> str:
     """Return the hint after a worker's command."""
-    what = "makes what is missing, then compares" if verb == "eval" else "makes what is missing, and names the next step"
+    what = (
+        "makes what is missing, then compares" if verb == "eval" else "makes what is missing, and names the next step"
+    )
     return f"when all workers have ended: prefkit {verb} {shell_quoted(folder)} ({what})"
