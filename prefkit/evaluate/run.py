@@ -68,7 +68,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         for folder, part, members in _parts(store, recipe, name, requests, jobs):
             where = folder.folder
             note(f"eval {name}: model {where.name} on {len(members)} requests of set {where.parent.name}")
-            counts += make(folder, part, members, store, tiers.prompts(cfg, where.name, members))
+            counts.update(make(folder, part, members, store, tiers.prompts(cfg, where.name, members)))
         if processes.sharded:
             return dict(counts)
 

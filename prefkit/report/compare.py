@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.report import beside, evidence, html, learning, plot
+from prefkit.report import evidence, html, learning, plot, same_seeds
 from prefkit.report.grids import CONTROL_SUFFIXES
 from prefkit.report.overview import SECRET_KEY
 from prefkit.store import Store
@@ -37,7 +37,7 @@ Runs = dict[str, Store]
 
 
 def compare_runs(stores: Sequence[Store]) -> Path:
-    """Write the comparison of at least two runs beside the first run's folder and return its path.
+    """Write the comparison of at least two runs next to the first run's folder and return its path.
 
     Raises UsageError for a folder that is not a run, a run that is given twice or has rounds, or runs without a request
     in common.
@@ -48,7 +48,7 @@ def compare_runs(stores: Sequence[Store]) -> Path:
         _overview(runs),
         html.section("settings", "Settings that differ", differ, SETTINGS),
         html.section("evaluation", "Evaluations", _evaluations(runs), EVALUATIONS),
-        html.section("images", "The same seeds", beside.pictures(runs), beside.LEAD),
+        html.section("images", "The same seeds", same_seeds.pictures(runs), same_seeds.LEAD),
         html.section("curves", "Training", _curves(runs), CURVES),
     ]
     anchors = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', "".join(sections))

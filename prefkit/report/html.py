@@ -96,7 +96,7 @@ def data(name: str, value: Any) -> str:
 
 
 def asset(name: str) -> str:
-    """Return the text of a script or style sheet beside this file."""
+    """Return the text of a script or style sheet in the folder of this file."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 

@@ -183,7 +183,7 @@ def _sample_evaluations(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(rows: list[dict[str, Any]]) -> tuple[list[str], str]:
-    """Return one figure per kind of metric, and a table of the metrics of which a figure would show nothing."""
+    """Return one figure per kind of metric, and a table of the metrics that vary too little for a figure."""
     figures, rest = [], []
     for title, unit, zero, keys in by_kind(found := series(rows)):
         drawn = [key for key in keys if varies(*found[key])]
