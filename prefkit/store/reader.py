@@ -94,7 +94,7 @@ def by_request(
     damaged: set[Path] = set()
 
     def cursor(path: Path) -> Cursor:
-        cursors[path] = cursors.pop(path, None) or Cursor(path, columns)
+        cursors[path] = cursors.pop(path) if path in cursors else Cursor(path, columns)
         if len(cursors) > OPEN_PARTS:
             del cursors[next(iter(cursors))]
         return cursors[path]

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -107,8 +108,8 @@ def sync(folder: Path, url: str) -> dict[str, int]:
             for name in sorted(filter(pattern.fullmatch, ours ^ theirs)):
                 _copy_small(folder, target, name, name in theirs, Path(scratch))
         pushed, pulled = (sorted(filter(PART.fullmatch, names)) for names in (ours - theirs, theirs - ours))
-        _all([lambda name=name: _push(folder, target, name) for name in pushed], "push")
-        _all([lambda name=name: _pull(folder, target, name) for name in pulled], "pull")
+        _all([partial(_push, folder, target, name) for name in pushed], "push")
+        _all([partial(_pull, folder, target, name) for name in pulled], "pull")
     return {"pushed": len(pushed), "pulled": len(pulled)}
 
 

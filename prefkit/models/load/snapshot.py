@@ -27,7 +27,9 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str] | No
 
     commit = weights_revision(repository, revision)
     try:
-        folder = huggingface_hub.snapshot_download(repository, revision=commit, allow_patterns=patterns)
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=commit, allow_patterns=None if patterns is None else list(patterns)
+        )
     except Exception as error:  # the Hub's own errors, and those of its HTTP client
         raise UsageError(
             f"{repository} is not completely in the local Hub cache, and its download failed ({type(error).__name__}). "
