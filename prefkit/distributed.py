@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefkit import errors, output
 from prefkit.errors import PrefkitError, ProcessError, UsageError
 from prefkit.heartbeat import START, Heartbeat, store_lost
-from prefkit.store.shared import owner
 
 if TYPE_CHECKING:
     import torch
@@ -192,6 +192,11 @@ class Group:
             return [json.loads(text) for text in self._store.multi_get(keys)]
         except RuntimeError as error:
             raise store_lost(error) from error
+
+
+def owner(key: str, count: int) -> int:
+    """Return which of `count` processes owns `key`."""
+    return int.from_bytes(sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") % count
 
 
 def _described(error: Exception) -> dict[str, Any]:

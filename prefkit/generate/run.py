@@ -30,8 +30,7 @@ from prefkit.models.memory import free_memory, out_of_memory
 from prefkit.output import Progress, note, warn
 from prefkit.plugin_guard import error_summary
 from prefkit.store import Store
-from prefkit.store.shared import see
-from prefkit.store.table import Table, candidate_row, note_pace, spelled_as
+from prefkit.store.table import Table, candidate_row, note_pace, see, spelled_as
 from prefkit.types import Candidate, Request, digest
 
 FLUSH_ROWS, FLUSH_SECONDS = 256, 20.0

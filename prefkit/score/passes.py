@@ -50,7 +50,7 @@ class Job:
     seconds: float = 0.0
     first_error: str = ""
     failure: PrefkitError | None = None
-    begun: bool = False  # True if some of the wanted candidates, whoever scores them, had values before
+    begun: bool = False  # True if some candidates, including those of other processes, had values before
 
     def __post_init__(self) -> None:
         self.batch_size = AdaptiveBatchSize(who=f"score {self.name}")

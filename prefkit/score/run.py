@@ -18,8 +18,7 @@ from prefkit.score.core import check_requires, close, make_scorer
 from prefkit.score.licence import check_licence
 from prefkit.score.passes import Job, run_passes
 from prefkit.store import Store
-from prefkit.store.shared import see
-from prefkit.store.table import Table, note_pace
+from prefkit.store.table import Table, note_pace, see
 
 REMEDY = "Use another name under score."
 Key = tuple[str, str]  # (candidate id, request id)
@@ -38,7 +37,7 @@ def run_scores(
 
     Under a launcher (such as torchrun) each process scores its share of the requests, and the counts are totals over all
     processes. A worker of --shard scores its share and counts that. limit: maximum number of candidates. ids: consider
-    only these candidates, whoever owns their requests. Raises UsageError if requests lack a column that a scorer requires, and
+    only these candidates, regardless of which process owns their requests. Raises UsageError if requests lack a column that a scorer requires, and
     FingerprintError if a table was made by another scorer. An error that stops one scorer (PluginError if every candidate
     failed) is raised after the other scorers have finished.
     """

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+LATE = 180.0  # seconds within which a network file system must list a file that another machine has written
 #: errors of reading a file that do not mean that its content is damaged
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)
 
@@ -143,6 +144,29 @@ class Table:
             (self.folder / "spec.json").unlink(missing_ok=True)
             with suppress(OSError):  # it holds other files, or does not exist
                 self.folder.rmdir()
+
+
+def see(folder: Path, gather: Callable[[Any], list[Any]], broadcast: Callable[[Any], Any]) -> None:
+    """Wait until every process of a launch lists the parts of a table that any process lists.
+
+    gather, broadcast: those of the launch's Group. Raises StoreError in all processes after LATE seconds.
+    """
+    names = gather([path.name for path in folder.glob("part-*.parquet")])
+    wanted = {name for own in names for name in own}
+    end, pause = time.monotonic() + LATE, 0.05
+    while missing := [name for name in gather(_unlisted(folder, wanted)) if name]:
+        if broadcast(time.monotonic() > end):
+            raise StoreError(
+                f"a process does not see {folder / missing[0]}, which another process has written. All machines of a "
+                "launch must share the run folder."
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, 2.0)
+
+
+def _unlisted(folder: Path, names: set[str]) -> str | None:
+    """Return the first of `names` that `folder` does not list, not even as NAME.damaged; None if it lists all."""
+    return min(names - {path.name.removesuffix(".damaged") for path in folder.glob("part-*")}, default=None)
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | None:

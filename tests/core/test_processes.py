@@ -104,7 +104,8 @@ def test_a_dead_process_ends_the_other(recipe, cli, forks, tmp_path):
     assert codes == [[1, -9], [-9, 1], [1, -9], [2, 2], [130, 130]], said
     errors = [[line for line in text.splitlines() if line.startswith("Error:")] for each in said for text in each]
     assert [len(own) for own in errors] == [1, 0, 0, 1, 1, 0, 0, 1, 0, 0]
-    assert [path.name for path in (tmp_path / "run4" / "train" / "dpo" / "checkpoints").iterdir()] == ["step-1"]
+    (saved,) = (tmp_path / "run4" / "train" / "dpo" / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) == 1
     reasons = [own[0] for own in errors if own]
     assert "process 1 of 2 was killed" in reasons[0] and "the launch is over" in reasons[1]
     assert "another process has ended" in reasons[2] and "row 7 cannot be read" in reasons[3]

@@ -13,9 +13,9 @@ from PIL import Image
 
 from prefkit.api import Run
 from prefkit.config import Recipe, Score
+from prefkit.distributed import owner
 from prefkit.score.run import limited, missing_of
 from prefkit.store import Store
-from prefkit.store.shared import owner
 from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 

@@ -13,7 +13,7 @@ from torch.distributed import HashStore
 
 from prefkit.distributed import Group
 from prefkit.errors import FingerprintError, StoreError
-from prefkit.store import Store, files, shared
+from prefkit.store import Store, files
 from prefkit.store import table as tables
 from prefkit.store.table import check_fingerprint
 
@@ -122,12 +122,12 @@ def test_processes_wait_until_all_see_the_parts_of_all(tmp_path, monkeypatch, se
     table, store, found = Store(tmp_path).scores("a"), HashStore(), [None, None]
     table.append(ROWS)
     listing_late(monkeypatch, seconds)
-    monkeypatch.setattr(shared, "LATE", 30.0 if seconds < 1 else 0.5)
+    monkeypatch.setattr(tables, "LATE", 30.0 if seconds < 1 else 0.5)
 
     def act(rank):
         group = Group(rank, 2, store)
         try:
-            shared.see(table.folder, group.gather, group.broadcast)
+            tables.see(table.folder, group.gather, group.broadcast)
             found[rank] = len(table.parts())
         except StoreError as error:
             found[rank] = str(error)

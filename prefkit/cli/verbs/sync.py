@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
-    from prefkit.store.sync import sync
+    from prefkit.hub.sync import sync
 
     if not known.run_folder or not known.target or known.recipe or flags:
         raise UsageError(

@@ -8,7 +8,8 @@ import fsspec
 import pandas as pd
 import pytest
 
-from prefkit.store import Store, sync
+from prefkit.hub import sync
+from prefkit.store import Store
 from prefkit.types import Request
 
 SPEC = {"seed": 0}
