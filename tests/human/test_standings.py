@@ -75,4 +75,6 @@ def test_a_request_counts_once_and_ties_are_half_a_win():
 
 def test_a_model_that_always_wins_has_a_finite_strength():
     found = by_model(standings(games([(str(i), "a", "b", 1.0) for i in range(40)])))
-    assert 2 < found["a"]["strength"] < 6 and found["a"]["strength"] == -found["b"]["strength"]
+    strength = found["a"]["strength"]
+    assert 40 / (1 + np.exp(2 * strength)) == pytest.approx(PRIOR * strength) and strength > 1
+    assert found["b"]["strength"] == pytest.approx(-strength)
