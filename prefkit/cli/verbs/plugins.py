@@ -20,7 +20,7 @@ def act(known: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         close = registry.nearest(only or "", list(registry.PLUGIN_PACKAGES))
         raise UsageError(f"plugins takes a kind of plug-in ({kinds}), --json and -q, and nothing else.{close}")
     rows: list[dict[str, Any]] = []
-    for kind in [only] if only else registry.PLUGIN_PACKAGES:
+    for kind in [str(only)] if only else list(registry.PLUGIN_PACKAGES):
         builtin, others = registry.builtin(kind), registry.offered(kind)
         rows += [
             _row(kind, name, "prefkit", text, kind == "scorer" and registry.facts(kind, name))
