@@ -33,7 +33,8 @@ PAGES = ["docs/data.md", "docs/people.md", "docs/push.md", "docs/scorers.md", "d
 PARSED = {
     "prefkit run demo": "takes minutes; tests/tiny/test_demo.py runs it",
     "accelerate launch": "needs GPUs; tests/train/test_launch.py starts two processes on the CPU",
-    "python -m prefkit.score.serve": "does not end; tests/score/test_serve.py runs it",
+    "prefkit score --serve": "does not end; tests/score/test_serve.py runs it",
+    "prefkit serve": "does not end; tests/human/test_live.py runs it",
     "prefkit fit vbpr": "takes minutes; run by the slow test below",
     "prefkit fit outfit_compat": "takes minutes; run by the slow test below",
     "prefkit import Science-T2I-Fullset/": "needs 90 GB; tests/hub/test_science_t2i.py imports a small copy",
