@@ -11,8 +11,8 @@ Offline, a group is the set of a request's images that the pairs connect, and s 
 `all_pairs` gives whole groups. Online, s is the reward, whatever `online.statistics` is. A group of equal scores has no
 gradient.
 
-The difference to dgpo is the standardisation within the group. beta is scaled as in dgpo; the paper's own scale could not
-be compared, because its full text was not available.
+The difference to dgpo is the standardisation within the group. The form and the scale of beta could not be compared with
+the paper's, because only its abstract was available.
 """
 
 from __future__ import annotations
