@@ -6,9 +6,9 @@
 
 WORK/sciscore/tuples has the tuples of all laws as a run (`prefkit import`), and WORK/sciscore/N the fits `explicit` and `plain` of a
 seed: `prefkit fit clip_preference` from WORK/clip, with an explicit weight of .25 and of 0. Test are all held-out splits;
-the validation prompts that stop the training are a tenth of the training prompts. The tables have the accuracy of I+ over I- given the implicit prompt:
-equal weight for each tuple of a law, then the mean of the laws. `contradicts`: the right look is not the subject's usual one.
-An interrupted command continues.
+a tenth of the training prompts chooses the step. The tables have the accuracy of I+ over I- given the implicit prompt, by split (each
+pair of pictures counts once; in brackets the seeds), and by law. `contradicts`: the right look is not the subject's usual one. Chance
+is .5. An interrupted command continues.
 """
 
 from __future__ import annotations
@@ -112,8 +112,7 @@ def table(work: Path) -> str:
     rows = pd.concat([pd.read_csv(path).assign(seed=int(path.stem[9:])) for path in files])
     others = pd.concat([pd.read_csv(work / f"{path.stem}-controls.csv") for path in files])
     kinds = ["base", "plain", "explicit"]
-    by_split = rows.groupby(["split", "law"])[kinds].mean().groupby("split").mean()
-    seeds = rows.groupby(["seed", "split", "law"])[kinds].mean().groupby(["split", "seed"]).mean()
+    by_split, seeds = rows.groupby("split")[kinds].mean(), rows.groupby(["split", "seed"])[kinds].mean()
     lines = [
         "| split | base CLIP | without the explicit term | with it | bag of words | bare prompt | explicit prompt |"
     ]
