@@ -15,7 +15,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from prefkit.config import compatibility, plugin_options, reader
 from prefkit.score.core import make_scorer
+from prefkit.train.online import checks
+from prefkit.train.run import check_settings
 from prefkit.types import Candidate
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +95,23 @@ def test_a_missing_model_is_named(science, tmp_path):
 
     with pytest.raises(SystemExit, match="is not a CLIP model. Train it: clip_base.py"):
         sciscore.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines" / "science").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_read_and_could_start(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = reader.read(path)
+    assert found.train["oft"].start == "sft" and found.train["oft"].online.mask == "box"
+    for name, config in found.train.items():
+        check_settings(name, config)
+        objective = plugin_options.make("objective", config.objective.use, config.objective.options)
+        compatibility.check("train", name, found, objective=objective)
+        if config.online:
+            checks.check_settings(name, config.online)
+            assert {*config.online.rewards, *config.online.watch} <= found.score.keys()
+    for name, entry in found.eval.items():
+        compatibility.check("eval", name, found)
+        assert set(entry.scorers) <= found.score.keys()
 
 
 def started(work, *options):
