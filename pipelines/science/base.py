@@ -114,7 +114,7 @@ class ScienceTrainer(Trainer):
         return caption(scene, draw)
 
     def errors(self, models: Any, chosen: np.ndarray, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the errors [B, 2], of which those at the noisiest times are larger, and signal-to-noise ratios [B]."""
+        """Return errors [B, 2], larger at the noisiest times, and signal-to-noise ratios [B]."""
         errors, ratio = super().errors(models, chosen, draw)
         return errors * torch.where(ratio < NOISY, EARLY, 1.0)[:, None], ratio
 

@@ -40,7 +40,7 @@ class Box:
         self.options = options
 
     def spec(self) -> ScorerSpec:
-        """Evaluation only: the area of a box is no quality."""
+        """Evaluation only: a large box is not a better picture."""
         return ScorerSpec(
             "box",
             "1",
