@@ -27,7 +27,7 @@ from prefkit.store.files import read_json
 
 SAMPLES = 2000
 SCORES = ("obeys", "recognized", "reward")
-BASE, EXPLICIT, BEST = "base", "base, explicit prompts", "base, best of 8 by SciScore"
+BASE, EXPLICIT, BEST = "base", "base, explicit prompts", "base, best of 4 by SciScore"
 #: training or tier -> row of the tables
 NAMES = {
     "base": BASE,

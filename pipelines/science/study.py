@@ -7,7 +7,7 @@
 One command makes what is missing: the base generator WORK/base (base.py) and the CLIP WORK/clip (clip_base.py), once for all seeds;
 then, for a seed, SciScore (sciscore.py), the tuples with new pictures, the trainings and evaluations of study.yaml in WORK/seed-N, and
 the results in WORK/seed-N.csv, one line for each picture of a held-out subject. An interrupted command continues where it
-stopped. --validate stops after the evaluation on the split `pair`, on which settings are chosen, without a picture of a
+stopped. --validate evaluates on the split `pair` instead, on which settings are chosen, and makes no picture of a
 held-out subject. --arms: only these trainings.
 """
 
@@ -98,8 +98,8 @@ def run(study: Study, arms: Sequence[str], validate: bool) -> None:
     part = Run(recipe=only)
     for name in names:
         part.train([name])
-    part.eval(["validation"])
     if validate:
+        part.eval(["validation"])
         print(results.of_validation(part.store))
         return
     part.eval(["held_out"])
