@@ -23,7 +23,6 @@ from prefkit.evaluate.distances import images
 from prefkit.evaluate.tiers import MODELS, relative_improvement
 from prefkit.score.diversity import diversity, thumbnail
 from prefkit.store import Store
-from prefkit.store.files import read_json
 
 SAMPLES = 2000
 SCORES = ("obeys", "recognized", "reward")
@@ -46,7 +45,10 @@ def pictures(store: Store, trained: Sequence[str]) -> pd.DataFrame:
     """Return the table of pictures of the evaluation `held_out`."""
     folder = store.eval("held_out") / "subject"
     requests = pd.DataFrame(
-        [{"request": r.request_id, **{k: r.extra[k] for k in ("law", "category")}} for r in store.requests()]
+        [
+            {"request": r.request_id, **{k: r.extra[k] for k in ("law", "category")}}
+            for r in Store(folder / "base").requests()
+        ]
     )
     tables = {NAMES[name]: scored(Store(folder / name)) for name in ("base", *MODELS.values(), *trained)}
     seeds = min(int(table["index"].max()) + 1 for table in tables.values())
@@ -78,14 +80,14 @@ def with_diversity(table: pd.DataFrame, folder: Path, seeds: int) -> pd.DataFram
 
 
 def of_validation(store: Store) -> str:
-    """Return the scores of all models on the split `pair`."""
-    found = read_json(store.eval("validation") / "result.json")
-    lines = []
-    for folder in sorted(path for path in (store.eval("validation") / "pair").iterdir() if path.is_dir()):
-        means = scored(Store(folder))[[*SCORES]].mean()
-        lines.append([folder.name, *(f"{means[score]:.3f}" for score in SCORES)])
-    assert found
-    return table_of(["model, split pair", *SCORES], lines)
+    """Return the scores of all models on the split `pair`; `obeys` also where the law contradicts the usual look."""
+    parts, lines = store.eval("validation") / "pair", []
+    against = {r.request_id for r in Store(parts / "base").requests() if r.extra["category"] == "contradicts"}
+    for folder in sorted(path for path in parts.iterdir() if path.is_dir()):
+        table = scored(Store(folder))
+        part = table[table["request"].isin(against)]["obeys"].mean()
+        lines.append([folder.name, *(f"{table[score].mean():.3f}" for score in SCORES), f"{part:.3f}"])
+    return table_of(["model, split pair", *SCORES, "obeys, contradicts"], lines)
 
 
 def save(table: pd.DataFrame, path: Path) -> None:

@@ -24,7 +24,7 @@ from laws import LAWS
 from tuples import HELD_OUT, named, write
 
 from prefkit import Run
-from prefkit.errors import UsageError
+from prefkit.errors import PrefkitError, UsageError
 from prefkit.fit.run import run_fit
 from prefkit.hub.importing.run import run_import
 from prefkit.store import Store
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not args.table:
             of_seed(work, args.seed, named(args.laws), args.steps)
         print(table(work))
-    except UsageError as error:
+    except PrefkitError as error:
         raise SystemExit(f"Error: {error}") from error
 
 

@@ -28,7 +28,7 @@ from tuples import named
 
 from prefkit import Run
 from prefkit.config import Recipe, resolve
-from prefkit.errors import UsageError
+from prefkit.errors import PrefkitError
 
 HERE = Path(__file__).resolve().parent
 BASE_LAWS = ("ripeness", "rust", "melting", "light")
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
             run(Study(work, args.seed, args.fast), named(args.arms), args.validate)
         if not args.validate:
             print(results.written(work, fast=args.fast))
-    except UsageError as error:
+    except PrefkitError as error:
         raise SystemExit(f"Error: {error}") from error
 
 
