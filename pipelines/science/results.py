@@ -135,7 +135,7 @@ def main_table(rows: pd.DataFrame) -> str:
     for row in order(rows):
         cells = [f"{values['obeys'][row].mean():.3f}{change(values['obeys'], row)}"]
         cells += [f"{table[row].mean():.3f}{change(table, row)}" for table in (against, usual)]
-        cells += [ri(values[column], row) for column in ("obeys", "reward")]
+        cells += [ri(table, row) for table in (values["obeys"], against, values["reward"])]
         cells += [f"{values['reward'][row].mean():.2f}", f"{values['recognized'][row].mean():.3f}"]
         cells.append("" if values["diversity"][row].isna().all() else f"{values['diversity'][row].mean():.3f}")
         lines.append([row, *cells])
