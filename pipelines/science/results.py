@@ -139,17 +139,8 @@ def main_table(rows: pd.DataFrame) -> str:
         cells += [f"{values['reward'][row].mean():.2f}", f"{values['recognized'][row].mean():.3f}"]
         cells.append("" if values["diversity"][row].isna().all() else f"{values['diversity'][row].mean():.3f}")
         lines.append([row, *cells])
-    heads = [
-        "row",
-        "obeys",
-        "obeys, contradicts",
-        "obeys, usual",
-        "RI, reader",
-        "RI, SciScore",
-        "SciScore",
-        "recognized",
-    ]
-    return table_of([*heads, "diversity"], lines)
+    heads = ["row", "obeys", "obeys, contradicts", "obeys, usual", "RI, reader", "RI, contradicts", "RI, SciScore"]
+    return table_of([*heads, "SciScore", "recognized", "diversity"], lines)
 
 
 def change(table: pd.DataFrame, row: str) -> str:
