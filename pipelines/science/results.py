@@ -107,6 +107,7 @@ def written(work: Path, fast: bool = False) -> str:
     parts = [
         "Made with --fast: the numbers mean nothing." if fast else f"Seeds {seeds}.",
         "### Held-out subjects\n\n" + main_table(rows),
+        "### Second stages against SFT: change of `obeys`\n\n" + against_sft(rows),
         "### By law: pictures that obey, and RI by the reader\n\n" + by_law(rows),
         "### By seed: pictures that obey\n\n" + by_seed(rows),
     ]
@@ -143,11 +144,11 @@ def main_table(rows: pd.DataFrame) -> str:
     return table_of([*heads, "SciScore", "recognized", "diversity"], lines)
 
 
-def change(table: pd.DataFrame, row: str) -> str:
-    """Return the change against the base with its interval, in bold if the interval excludes 0."""
-    if row == BASE:
+def change(table: pd.DataFrame, row: str, start: str = BASE) -> str:
+    """Return the change against another row with its interval, in bold if the interval excludes 0; empty for that row."""
+    if row == start:
         return ""
-    gain = (table[row] - table[BASE]).dropna().to_numpy()
+    gain = (table[row] - table[start]).dropna().to_numpy()
     drawn = np.random.default_rng(0).integers(len(gain), size=(SAMPLES, len(gain)))
     low, high = np.percentile(gain[drawn].mean(1), [2.5, 97.5])
     text = f"{gain.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -163,6 +164,18 @@ def ri(table: pd.DataFrame, row: str) -> str:
         return "-"
     interval = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
     return f"{found['value']:.2f}{interval}"
+
+
+def against_sft(rows: pd.DataFrame) -> str:
+    """Return the changes of second stages against SFT, in all, where the law contradicts the usual look, and where not."""
+    groups = [rows, *(rows[rows["category"] == name] for name in ("contradicts", "usual"))]
+    tables = [per_request(part, "obeys") for part in groups]
+    lines = [
+        [row, *(change(table, row, NAMES["sft"]).lstrip(", ") for table in tables)]
+        for row in order(rows)
+        if row.startswith("SFT, then")
+    ]
+    return table_of(["row", "all", "contradicts", "usual"], lines)
 
 
 def by_law(rows: pd.DataFrame) -> str:
