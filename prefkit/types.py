@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
     from PIL.Image import Image
+
+
+#: the value of a request's column that holds an image: the SHA-256 of the image, which is in the inputs/ table
+INPUT_ID = re.compile("[0-9a-f]{64}")
 
 
 def digest(*parts: Any, length: int = 20) -> str:
@@ -71,6 +76,8 @@ class Candidate:
     error: str | None = None
     # set by readers that decode ahead; sha256 is then the hash of the bytes that were decoded
     decoded: Image | None = field(default=None, compare=False, repr=False)
+    # returns the encoded input image with a given id; None if the request has no images
+    inputs: Callable[[str], bytes] | None = field(default=None, compare=False, repr=False)
 
     def pil(self) -> Image:
         """Return the image as upright RGB uint8. Raises OSError or ValueError if it is damaged."""
@@ -86,6 +93,25 @@ class Candidate:
         source = self.image if self.image is not None else self.path
         image = native(source) if source is not None else None
         return self.pil() if image is None else image
+
+    def input_images(self, column: str) -> list[Candidate]:
+        """Return the input images in a column of the request, each as a candidate whose id is the image's SHA-256.
+
+        Returns [] if the column holds no images. Raises UsageError for an image that the run does not have.
+        """
+        value = self.extra.get(column)
+        names = value if isinstance(value, (list, tuple)) else [value]
+        if self.inputs is None or not all(isinstance(name, str) and INPUT_ID.fullmatch(name) for name in names):
+            return []
+        return [
+            Candidate(name, self.request_id, i, 0, image=self.inputs(name), sha256=name) for i, name in enumerate(names)
+        ]
+
+    def value(self, column: str) -> Any:
+        """Return the value of a column of the request (None if missing), with RGB images in place of their ids."""
+        images = [image.pil() for image in self.input_images(column)]
+        value = self.extra.get(column)
+        return value if not images else images if isinstance(value, (list, tuple)) else images[0]
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Model:
 @dataclass(frozen=True)
 class Requests:
     #: file with requests: .txt (one prompt per line), .csv or .tsv (all values are strings), .jsonl, .json, .parquet;
-    #: or a Hub dataset (owner/name[:split])
+    #: or a Hub dataset (owner/name[:split]), or a published set of prompts: partiprompts | drawbench | hpdv2 |
+    #: pickapic_test
     source: str = ""
     #: column with the prompt; further columns become the request's `extra`
     prompt_column: str = "prompt"
@@ -41,6 +42,9 @@ class Requests:
     split_column: str | None = None
     #: fraction of requests held out for eval; requests already in the run keep their split
     test_share: float = 0.1
+    #: columns that hold images for scorers, such as examples of what the user likes (a path, or a list of paths); the
+    #: columns of model.inputs need not be listed
+    images: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

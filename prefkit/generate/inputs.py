@@ -1,4 +1,6 @@
-"""Pass a request's columns, such as an image, to the pipeline's call: `model: {inputs: {image: extra.person}}`.
+"""Images in requests, and how the pipeline's call gets them: `model: {inputs: {image: extra.person}}`.
+
+Scorers get them by the column's name (`Candidate.value`); `requests.images` lists columns that only scorers need.
 
 In the source of requests, an image is a path (absolute, or relative to the source's folder), bytes, a data URI or
 base64; a list of images is allowed too. The image bytes are stored in the run's inputs/ table, and the request holds
@@ -20,16 +22,13 @@ from prefkit.images import rgb
 from prefkit.paths import embedded, is_image_name, named, nfc, read_regular, shown
 from prefkit.registry import nearest
 from prefkit.store import Store
-from prefkit.store.table import read_part
-from prefkit.types import Request, digest
+from prefkit.types import INPUT_ID, Request, digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-INPUT_ID = re.compile("[0-9a-f]{64}")
 PART_ROWS = 64
 CACHED_IMAGES = 32
-CACHED_PARTS = 2
 
 
 def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
@@ -44,16 +43,24 @@ def fields_of(mapping: Mapping[str, str]) -> dict[str, str]:
 
 
 class InputReader:
-    """Reads the images in requests (relative paths start in `folder`), and stores them unless `store` is None."""
+    """Reads the images in requests (relative paths start in `folder`), and stores them unless `store` is None.
 
-    def __init__(self, mapping: Mapping[str, str], folder: Path, store: Store | None) -> None:
-        self.keys, self.folder, self.store = set(map(nfc, fields_of(mapping).values())), folder, store
+    mapping: `model.inputs`, whose columns every request must have. optional: further columns that may hold images.
+    """
+
+    def __init__(
+        self, mapping: Mapping[str, str], folder: Path, store: Store | None, optional: Sequence[str] = ()
+    ) -> None:
+        self.required, self.folder, self.store = set(map(nfc, fields_of(mapping).values())), folder, store
+        self.keys = self.required | set(map(nfc, optional))
+        self.found: set[str] = set()
         self.stored = store.inputs().ids() if store is not None and self.keys else set()
         self.waiting: dict[str, bytes] = {}
 
     def replace_images(self, extra: dict[str, Any]) -> dict[str, Any]:
         """Return `extra` with images replaced by ids. Raises UsageError for a missing column or an unusable image."""
-        for key in sorted(self.keys - extra.keys()):
+        self.found |= self.keys & extra.keys()
+        for key in sorted(self.required - extra.keys()):
             raise UsageError(
                 f"model.inputs: extra.{key} is missing in this request, whose columns besides the prompt are "
                 f"{', '.join(extra) or '(none)'}.{nearest(key, list(extra))}"
@@ -64,6 +71,10 @@ class InputReader:
         if isinstance(value, (list, tuple)):
             return [self._value(item, key) for item in value]
         data = self._bytes(value, key)
+        if data is None and key not in self.required:
+            raise UsageError(
+                f"requests.images: extra.{key} is {shown(repr(value))}, which is not an image or its path."
+            )
         if data is None:
             return value
         _decoded(data, f"extra.{key}: {shown(value) if isinstance(value, str) else 'the image'}")
@@ -108,12 +119,7 @@ class Inputs:
 
     def __init__(self, mapping: Mapping[str, str], store: Store | None) -> None:
         self.fields = {argument: nfc(key) for argument, key in fields_of(mapping).items()}
-        self.rows: dict[str, tuple[Path, int]] = {}
-        for path in store.inputs().parts() if store is not None and self.fields else ():
-            part = read_part(path, ["id"])
-            ids = part.column("id").to_pylist() if part is not None else []
-            self.rows |= {name: (path, row) for row, name in enumerate(ids)}
-        self._part = functools.lru_cache(CACHED_PARTS)(read_part)
+        self.images = store.input_images() if store is not None else None
         self._image = functools.lru_cache(CACHED_IMAGES)(self._read)
 
     def of(self, request: Request) -> dict[str, Any]:
@@ -147,12 +153,9 @@ class Inputs:
         return self._image(value) if isinstance(value, str) and INPUT_ID.fullmatch(value) else value
 
     def _read(self, name: str) -> Image:
-        part = self._part(self.rows[name][0]) if name in self.rows else None
-        if part is None:
-            raise UsageError(
-                f"the run's inputs/ table has no image {name}. Run `prefkit generate` with the source that contains it."
-            )
-        return _decoded(part.column("bytes")[self.rows[name][1]].as_py(), f"input {name}")
+        if self.images is None:
+            raise UsageError(f"the input image {name} is in no run. Run `prefkit generate` first.")
+        return _decoded(self.images(name), f"input {name}")
 
 
 def _decoded(data: bytes, name: str) -> Image:

@@ -41,7 +41,7 @@ def read_requests(
     requests: dict[str, Request] = {}
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    images = InputReader(inputs or {}, folder_of(config), store)
+    images = InputReader(inputs or {}, folder_of(config), store, config.images)
     prompt_column, splits = nfc(config.prompt_column), split_column(config)
     for where, row, _ in rows_of(config, images.keys):
         prompt = row.pop(prompt_column)
@@ -66,6 +66,8 @@ def read_requests(
             continue
         split = split_of(prompt, config.test_share) if split is None else str(split)
         requests[request_id] = Request(request_id, prompt, split, extra)
+    for name in sorted(images.keys - images.found) if requests else ():
+        raise UsageError(f"requests.images: no request of {config.source} has a column {name!r} with a value.")
     images.write()
     _report(config, counts, dropped, every_row)
     if not requests:

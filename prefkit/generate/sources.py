@@ -1,4 +1,7 @@
-"""Sources of requests: a table, a text file with one prompt per line, the embedded wardrobe, or a Hub dataset."""
+"""Sources of requests: a table, a text file with one prompt per line, the embedded wardrobe, or a Hub dataset.
+
+A published set of prompts is given by its name (generate/prompt_sets.py).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 from prefkit import tiny
 from prefkit.config import Requests
 from prefkit.errors import UsageError
+from prefkit.generate import prompt_sets
 from prefkit.paths import nfc
 from prefkit.tables import SUFFIXES, Row, read, user_path
 from prefkit.tables.values import plain_row
@@ -91,12 +95,14 @@ def _hub_rows(source: str) -> Iterator[Row]:
     import datasets
 
     name, _, split = source.partition(":")
+    known = source in prompt_sets.PROMPT_SETS
     try:
-        table = datasets.load_dataset(name, split=split or "train")
+        # the rows of a prompt set are read here, so that its errors are caught here
+        table = list(prompt_sets.rows(source)) if known else datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # errors of the library, the Hub and the network
         raise UsageError(
-            f"requests.source: {source} does not exist as a file, and could not be loaded from the Hub as a dataset: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"requests.source: {source} does not exist as a file, and could not be loaded from the Hub as a dataset"
+            f"{f' ({prompt_sets.PROMPT_SETS[source].repo})' if known else ''}: {' '.join(str(error).split())[:200]}"
         ) from error
     for number, row in enumerate(table, 1):
         yield _plain_row(f"{source} row {number}", row)

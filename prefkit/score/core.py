@@ -36,7 +36,7 @@ class FunctionScorer:
     """Scorer that calls a function `(images, prompts, **context) -> list[float | None]`; see `@prefkit.scorer`.
 
     Each further argument, such as `user` in `def f(images, prompts, user)`, gets the values of the request column of
-    that name. The spec's version includes the hash of the function's file.
+    that name; input images are RGB PIL images. The spec's version includes the hash of the function's file.
     """
 
     def __init__(self, function: Callable[..., Any], use: str) -> None:
@@ -65,7 +65,7 @@ class FunctionScorer:
         """Do nothing: a function has no weights."""
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        context = {name: [c.extra.get(name) for c in batch] for name in self.context}
+        context = {name: [c.value(name) for c in batch] for name in self.context}
         values = self.function([c.pil() for c in batch], [c.prompt for c in batch], **context)
         row = row_of(values, len(batch), f"scorer {self.name}")
         return [Score(None, error="the function returned None") if v is None else Score(v) for v in row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,15 +18,19 @@ from prefkit.score.core import AdaptiveBatchSize, check_requires, close, score_b
 from prefkit.score.overlap import in_order
 from prefkit.score.passes import call_size
 from prefkit.score.run import scorer_of, scorer_spec
+from prefkit.store import Store
 from prefkit.types import Candidate, Score
 
 Scores = dict[str, list[Score]]
 
 
 class ScorerSet:
-    """The recipe's scorers with the given score names. Raises UsageError for a name that the recipe does not have."""
+    """The recipe's scorers with the given score names. Raises UsageError for a name that the recipe does not have.
 
-    def __init__(self, recipe: Recipe, names: Sequence[str], where: str) -> None:
+    store: the run with the input images of the requests; without it, scorers that need such images fail.
+    """
+
+    def __init__(self, recipe: Recipe, names: Sequence[str], where: str, store: Store | None = None) -> None:
         unknown = [name for name in names if name not in recipe.score]
         if unknown:
             raise UsageError(
@@ -35,6 +40,7 @@ class ScorerSet:
         self.settings = {name: recipe.score[name] for name in names}
         self.scorers = {name: scorer_of(recipe, name) for name in names}
         self.batch_sizes = {name: AdaptiveBatchSize(who=f"score {name}") for name in names}
+        self.inputs = store.input_images() if store is not None else None
         self.current = ""
 
     def specs(self) -> dict[str, dict[str, Any]]:
@@ -64,6 +70,7 @@ class ScorerSet:
     def score(self, groups: Sequence[Sequence[Candidate]]) -> Scores:
         """Return {score name: scores in the order of the candidates}. groups: the candidates of each request."""
         scores: Scores = {}
+        groups = [[replace(candidate, inputs=self.inputs) for candidate in group] for group in groups]
         for name, scorer in self.scorers.items():
             self.current = name
             width = getattr(scorer, "concurrency", 1)

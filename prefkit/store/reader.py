@@ -87,6 +87,7 @@ def by_request(
     """
     requests = {r.request_id: r for r in store.requests()}
     cursor = lru_cache(OPEN_PARTS)(lambda path: Cursor(path, columns))
+    images = store.input_images()
     damaged: set[Path] = set()
 
     def read_row(path: Path, index: int) -> dict[str, Any] | None:
@@ -104,7 +105,7 @@ def by_request(
     for positions in _positions(store, generators, ids).values():
         rows = [read_row(path, index) for path, index in positions]
         if all(row is not None for row in rows):
-            yield [candidate_of(row, requests) for row in rows if row is not None]
+            yield [candidate_of(row, requests, images) for row in rows if row is not None]
         del rows  # so that memory never holds the images of two requests
 
 

@@ -18,6 +18,7 @@ from prefkit.errors import DamagedError, StoreError, UsageError
 from prefkit.output import message
 from prefkit.store.decisions import read_decisions
 from prefkit.store.files import NAME, checked, read_json, write_json, write_whole
+from prefkit.store.inputs import InputImages
 from prefkit.store.latest import latest
 from prefkit.store.litter import remove, sweep
 from prefkit.store.seal import open_sealed, seal
@@ -127,6 +128,11 @@ class Store:
         """Return the table of images in requests; an image's id is the SHA-256 of its bytes."""
         return Table(self.folder / "inputs", input_schema())
 
+    def input_images(self) -> InputImages:
+        """Return a reader of the images in requests. An eval's folder has none and reads those of its run."""
+        evaluated = len(self.folder.parents) > 3 and self.folder.parents[2].name == "eval"
+        return InputImages(Store(self.folder.parents[3]).inputs() if evaluated else self.inputs())
+
     def pairs(self, name: str) -> Path:
         return self.folder / "pairs" / checked(name)
 
@@ -195,12 +201,13 @@ class Store:
         these candidates.
         """
         requests = {r.request_id: r for r in self.requests()}
+        images = self.input_images()
         names = list(columns) if columns is not None else candidate_schema().names
         tables = [self.candidates(generator) for generator in generators or self.names("candidates")]
         for part in latest(tables, names, ids):
             for batch in part.to_batches(max_chunksize=ROWS):  # Python objects copy the images
                 for row in batch.to_pylist():
-                    yield candidate_of(row, requests)
+                    yield candidate_of(row, requests, images)
 
     def decisions(self) -> pd.DataFrame:
         """Return the last decision about each candidate; columns: id, verdict (keep | reject | remove), reason, by."""
@@ -229,11 +236,12 @@ class Store:
             raise StoreError(f"{self.folder} cannot be written: {error.strerror or error}.") from error
 
 
-def candidate_of(row: dict[str, Any], requests: Mapping[str, Request]) -> Candidate:
+def candidate_of(row: dict[str, Any], requests: Mapping[str, Request], images: InputImages | None = None) -> Candidate:
     """Build a candidate from a stored row, with the prompt and extra of its request if `requests` contains it."""
     request = requests.get(row["request_id"])
     prompt, extra = (request.prompt, request.extra) if request else ("", {})
-    return Candidate(prompt=prompt, **row | {"extra": {**extra, **json.loads(row.get("extra") or "{}")}})
+    extra = {**extra, **json.loads(row.get("extra") or "{}")}
+    return Candidate(prompt=prompt, **row | {"extra": extra}, inputs=images)
 
 
 def damaged_requests(path: Path, error: Exception) -> DamagedError:

@@ -9,7 +9,7 @@ from prefkit import config
 # decided by hand; a new field must be added to one of the two
 CONTENT = {
     "Model": {"base", "revision", "adapters", "config", "inputs", "quantize", "vae_tiling"},
-    "Requests": {"source", "prompt_column", "split_column", "test_share"},
+    "Requests": {"source", "prompt_column", "split_column", "test_share", "images"},
     "Generate": {
         "use",
         "steps",

@@ -232,3 +232,18 @@ def test_a_pipeline_that_calls_its_denoiser_twice_a_step_is_refused(load):
     pipe.__class__ = Twice
     with pytest.raises(CaptureError, match="Twice.*guidance could not be disabled"):
         capture(pipe, height=64, width=64)
+
+
+def test_a_controlnet_is_refused_because_its_residuals_depend_on_the_noise(load):
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+    from PIL import Image
+
+    pipe = load("sd")
+    torch.manual_seed(0)
+    net = ControlNetModel.from_unet(pipe.unet)
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):  # zeros in a new network
+        torch.nn.init.normal_(layer.weight, std=0.5)
+    controlled = StableDiffusionControlNetPipeline(**pipe.components, controlnet=net, requires_safety_checker=False)
+    picture = Image.effect_noise((64, 64), 90).convert("RGB")
+    with pytest.raises(CaptureError, match="down_block_additional_residuals changes from step to step.*ControlNet"):
+        capture(controlled, height=64, width=64, call={"image": picture})

@@ -48,6 +48,7 @@ def capture(
     sample, state, entry, states = _sample_argument(pipe, prediction, record)
     output = _only(pipe, "output of the denoiser -> model_output", _outputs(record))
     time, clock = _time_argument(pipe, prediction, record, sample)
+    conditions.check_constant(pipe, [step.arguments for step in record.steps], (sample, time))
     prove.prove_prediction(pipe, prediction, record, states, exploding=state != "identity")
     layout, affine = _latent_map(pipe, record.steps[-1].after, record.decoded)
     partial = Wiring(

@@ -158,6 +158,35 @@ def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[s
         hook.remove()
 
 
+def check_constant(pipe: Any, calls: Sequence[Mapping[str, Any]], varying: Sequence[str]) -> None:
+    """Raise CaptureError if an argument of the denoiser, except those in `varying`, differs between the steps of a run.
+
+    Training keeps the conditions of the first step, which would be wrong for all other noise levels.
+    """
+    first, *later = (dict(leaves({k: v for k, v in call.items() if k not in varying})) for call in calls)
+    changed = sorted(
+        {path for other in later for path in first.keys() | other.keys() if not _equal(first, other, path)}
+    )
+    if changed:
+        name = changed[0].partition(".")[0]
+        residual = "residual" in name or "controlnet" in name
+        raise CaptureError(
+            f"{type(pipe).__name__}: the denoiser's argument {name} changes from step to step, so it is not a condition "
+            f"of the prompt. {'Training with a ControlNet is not supported' if residual else 'It is not supported'}; "
+            "the model needs a family plug-in."
+        )
+
+
+def _equal(one: Mapping[str, Any], two: Mapping[str, Any], path: str) -> bool:
+    """True if both calls have this leaf with the same numbers. Objects that are neither tensors nor scalars are equal."""
+    if path not in one or path not in two:
+        return False
+    a, b = one[path], two[path]
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return not isinstance(a, (bool, int, float, str)) or a == b
+
+
 def with_batch_rules(pipe: Any, wiring: Wiring, several: Mapping[str, Any], base: Mapping[str, Any]) -> Wiring:
     """Return the wiring with batch rules. several: call arguments that request two samples (find_call)."""
     prompt = several["prompt"][-1]

@@ -10,7 +10,7 @@ from prefkit.errors import PluginError, UsageError
 from prefkit.plugin_guard import described
 from prefkit.score.contract import read_number
 from prefkit.score.judge.question import Backend, Question, Reply
-from prefkit.score.judge.templates import fill
+from prefkit.score.judge.templates import IMAGE, fill, placeholders, shown
 from prefkit.types import Candidate, Comparison
 
 FIRST, SECOND, EQUAL = "A", "B", "tie"
@@ -56,6 +56,10 @@ def compare(
     If the two answers differ, the pair is a tie; if one of them fails, the pair fails.
     Raises UsageError if the candidates of a pair have different prompts.
     """
+    if IMAGE in placeholders(template):
+        raise UsageError(
+            "compare shows both images above the question, so its template cannot have {image}. Remove it."
+        )
     for a, b in pairs:
         if a.prompt != b.prompt:
             raise UsageError(f"candidates {a.id} and {b.id} have different prompts, so they cannot be compared.")
@@ -77,8 +81,8 @@ def compare(
 
 def _question(pair: tuple[Candidate, Candidate], template: str, aspect: str) -> Question:
     clause = fill(ASPECT, {"aspect": aspect}) if aspect else ""
-    text = fill(template, {**pair[0].extra, "prompt": pair[0].prompt, "aspect": clause})
-    return Question(("Image A:", pair[0], "Image B:", pair[1], text))
+    _, *question = shown(template, pair[0], {"prompt": pair[0].prompt, "aspect": clause})
+    return Question(("Image A:", pair[0], "Image B:", pair[1], *question))
 
 
 def _of_tokens(reply: Reply, margin: float, min_mass: float) -> tuple[float | None, str | None, str | None]:

@@ -13,6 +13,8 @@ batch is one request and one answer, with one score per item, in the same order:
 A score may also be a bare number. A failed score is null, or {"value": null, "error": "why"}; a failed request is answered
 with {"error": "why"}. `extra` has the other columns of the request, such as keypoints2d and camera.
 
+If a column in `requires` holds input images, `extra` has their ids, and `inputs` has {id: the image's file in base64}.
+
 `requires` lists what the scorer needs in each item, besides id, request_id, prompt and extra:
 
     image     the candidate's image in base64: an encoded file as stored (PNG, JPEG or WebP)
@@ -144,6 +146,9 @@ def encode_item(candidate: Candidate, requires: frozenset[str], path: Path | Non
         item["path"] = str(path)
     elif "image" in requires:
         item["image"] = base64.b64encode(file_bytes(candidate)).decode()
+    inputs = {image.id: file_bytes(image) for name in requires for image in candidate.input_images(name)}
+    if inputs:
+        item["inputs"] = {name: base64.b64encode(data).decode() for name, data in inputs.items()}
     if "payload" in requires and candidate.payload is not None:
         item["payload"] = base64.b64encode(candidate.payload).decode()
     if "arrays" in requires and candidate.payload is not None:
@@ -174,8 +179,10 @@ def _finite(values: Any) -> Any:
 def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:
     """Parse an item. paths: True allows the key "path". Raises ValueError, KeyError, TypeError or AttributeError."""
     image, payload, extra = item.get("image"), item.get("payload"), item.get("extra") or {}
-    if not isinstance(extra, Mapping):
-        raise ValueError("extra is not an object")
+    inputs = item.get("inputs") or {}
+    if not isinstance(extra, Mapping) or not isinstance(inputs, Mapping):
+        raise ValueError("extra or inputs is not an object")
+    inputs = {name: base64.b64decode(data, validate=True) for name, data in inputs.items()}
     return Candidate(
         str(item["id"]),
         str(item.get("request_id", "")),
@@ -186,6 +193,7 @@ def decode_item(item: Mapping[str, Any], paths: bool) -> Candidate:
         path=item.get("path") if paths else None,
         payload=base64.b64decode(payload, validate=True) if payload is not None else None,
         extra=extra,
+        inputs=inputs.__getitem__ if inputs else None,
     )
 
 

@@ -78,7 +78,8 @@ class CaptionAlignment(JudgeScorer):
     def estimate(self, sample: Sequence[Candidate], todo: int) -> dict[str, Any]:
         """Return the estimated calls, tokens and cost of `todo` candidates; {} without a server."""
         o = self.options
-        return estimate(o, sample, [o.question], todo, o.max_tokens) if o.server else {}
+        questions = [Question((c, o.question)) for c in sample]
+        return estimate(o, sample, questions, todo, o.max_tokens) if o.server else {}
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         replies = self.backend.texts([Question((c, self.options.question)) for c in batch], self.options.max_tokens)

@@ -30,7 +30,17 @@ from prefkit.score.judge.compare import Verdicts, compare
 from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.question import JudgeOptions, Question, Reply
 from prefkit.score.judge.ratings import Scale, expected, parse, prefix_clash, scale_of
-from prefkit.score.judge.templates import ASPECT, FASHIONDPO, FASHIONDPO_NAMES, RATING, fill, placeholders
+from prefkit.score.judge.templates import (
+    ASPECT,
+    EDIT,
+    FASHIONDPO,
+    FASHIONDPO_NAMES,
+    IMAGE,
+    RATING,
+    fill,
+    placeholders,
+    shown,
+)
 from prefkit.types import Candidate, Score, ScorerSpec, digest
 
 FIVE = ("1", "2", "3", "4", "5")
@@ -39,11 +49,12 @@ FILLED = {"prompt", "aspect", "scale", "worst", "best"}
 
 @dataclass(frozen=True)
 class MllmOptions(JudgeOptions):
-    #: rating | fashiondpo
-    preset: Literal["rating", "fashiondpo"] = "rating"
+    #: rating | edit (an edited image, with the image before the edit in the request's column `source`) | fashiondpo
+    preset: Literal["rating", "edit", "fashiondpo"] = "rating"
     #: logprobs (expected value) | text (written rating) | json (written rating in a JSON schema; servers only)
     answer: Literal["logprobs", "text", "json"] = "logprobs"
-    #: the question, with {prompt}, {aspect}, {scale}, {worst}, {best} or {column} of the request; empty = the preset's
+    #: the question, with {prompt}, {aspect}, {scale}, {worst}, {best} or {column} of the request; a column of input
+    #: images is shown as images, and the image itself at {image}, by default above the question; empty = the preset's
     template: str = ""
     #: levels from worst to best: numbers, or words with the values 1, 2, ...
     scale: tuple[str, ...] = FIVE
@@ -74,7 +85,7 @@ class Mllm(JudgeScorer):
             tuple(f"{n + 1}-{name}" for n, name in enumerate(self.scale.names)) if fashion else self.scale.labels
         )
         self.answer = "text" if fashion and options.answer == "logprobs" else options.answer
-        self.template = options.template or (FASHIONDPO if fashion else RATING)
+        self.template = options.template or {"rating": RATING, "edit": EDIT, "fashiondpo": FASHIONDPO}[options.preset]
         self.temperature = options.temperature if options.temperature is not None else 0.1 * fashion
         if options.aspects and "aspect" not in placeholders(self.template):
             raise UsageError("mllm: `aspects` needs {aspect} in `template`. Add it there, or remove `aspects`.")
@@ -88,7 +99,7 @@ class Mllm(JudgeScorer):
                 f"mllm: the level {clash[1]} begins as {clash[0]} does, and the server may split it into tokens. Use "
                 "levels such as 1 to 9, or `answer: text`."
             )
-        self.requires = frozenset({"image"} | placeholders(self.template) - FILLED | {"prompt"})
+        self.requires = frozenset({IMAGE, "prompt"} | placeholders(self.template) - FILLED)
         super().__init__(options, "mllm")
 
     def spec(self) -> ScorerSpec:
@@ -110,8 +121,16 @@ class Mllm(JudgeScorer):
         )
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        if self.options.preset != "edit" or self.options.template:
+            return self._scores(batch)
+        edited = [c for c in batch if c.input_images("source")]
+        scores = dict(zip([c.id for c in edited], self._scores(edited) if edited else ()))
+        missing = Score(None, error="the column source holds no image; list source under requests.images")
+        return [scores.get(c.id, missing) for c in batch]
+
+    def _scores(self, batch: Sequence[Candidate]) -> list[Score]:
         aspects = self.options.aspects or ("",)
-        questions = [Question((c, self._text(c, aspect))) for c in batch for aspect in aspects]
+        questions = [self._question(c, aspect) for c in batch for aspect in aspects]
         if self.answer == "logprobs":
             scores = [self._expected(reply) for reply in self.backend.masses(questions, self.scale.labels)]
         else:
@@ -143,9 +162,11 @@ class Mllm(JudgeScorer):
         if not self.options.server:
             return {}
         aspects = self.options.aspects or ("",)
-        texts = [PAIRWISE + c.prompt if images == 2 else self._text(c, aspects[0]) for c in sample]
+        questions = [
+            Question((c, c, PAIRWISE + c.prompt)) if images == 2 else self._question(c, aspects[0]) for c in sample
+        ]
         most = 1 if self.answer == "logprobs" else 16 if images == 2 else self.options.max_tokens
-        return estimate(self.options, sample, texts, todo * (1 if images == 2 else len(aspects)), most, images)
+        return estimate(self.options, sample, questions, todo * (1 if images == 2 else len(aspects)), most)
 
     def _judge(self) -> str:
         return Path(self.options.model).name if Path(self.options.model).exists() else self.options.model
@@ -153,12 +174,12 @@ class Mllm(JudgeScorer):
     def _pairwise(self) -> Literal["logprobs", "text"]:
         return "logprobs" if self.answer == "logprobs" else "text"
 
-    def _text(self, candidate: Candidate, aspect: str) -> str:
+    def _question(self, candidate: Candidate, aspect: str) -> Question:
         # in the preset {aspect} is a clause; in the user's template it is the bare name
         clause = fill(ASPECT, {"aspect": aspect}) if aspect and not self.options.template else aspect
-        values: dict[str, Any] = {**candidate.extra, "prompt": candidate.prompt, "aspect": clause}
+        values: dict[str, Any] = {"prompt": candidate.prompt, "aspect": clause}
         values |= {"scale": ", ".join(self.listed), "worst": self.listed[0], "best": self.listed[-1]}
-        return fill(self.template, values)
+        return Question(shown(self.template, candidate, values))
 
     def _expected(self, reply: Reply) -> Score:
         if reply.masses is None:

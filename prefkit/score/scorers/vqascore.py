@@ -18,13 +18,14 @@ from typing import Any
 from prefkit.score.judge.backend import JudgeScorer
 from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.question import JudgeOptions, Question, Reply
-from prefkit.score.judge.templates import fill, placeholders
+from prefkit.score.judge.templates import IMAGE, placeholders, shown
 from prefkit.types import Candidate, Score, ScorerSpec
 
 
 @dataclass(frozen=True)
 class VqascoreOptions(JudgeOptions):
-    #: the question, with {prompt} or {column} of the request
+    #: the question, with {prompt} or {column} of the request; a column of input images is shown as images, and the image
+    #: itself at {image}, by default above the question
     template: str = 'Does this figure show "{prompt}"? Please answer yes or no.'
     #: minimum total probability of yes and no
     min_mass: float = 0.1
@@ -35,7 +36,7 @@ class Vqascore(JudgeScorer):
 
     def __init__(self, options: VqascoreOptions) -> None:
         self.options = options
-        self.requires = frozenset({"image", "prompt"} | placeholders(options.template))
+        self.requires = frozenset({IMAGE, "prompt"} | placeholders(options.template))
         super().__init__(options, "vqascore")
 
     def spec(self) -> ScorerSpec:
@@ -49,16 +50,16 @@ class Vqascore(JudgeScorer):
         )
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        questions = [Question((c, self._text(c))) for c in batch]
+        questions = [self._question(c) for c in batch]
         return [self._score(reply) for reply in self.backend.masses(questions, ("yes", "no"))]
 
     def estimate(self, sample: Sequence[Candidate], todo: int) -> dict[str, Any]:
         """Return the estimated calls, tokens and cost of `todo` candidates; {} without a server."""
-        texts = [self._text(c) for c in sample]
-        return estimate(self.options, sample, texts, todo, 1) if self.options.server else {}
+        questions = [self._question(c) for c in sample]
+        return estimate(self.options, sample, questions, todo, 1) if self.options.server else {}
 
-    def _text(self, candidate: Candidate) -> str:
-        return fill(self.options.template, {**candidate.extra, "prompt": candidate.prompt})
+    def _question(self, candidate: Candidate) -> Question:
+        return Question(shown(self.options.template, candidate, {"prompt": candidate.prompt}))
 
     def _score(self, reply: Reply) -> Score:
         if reply.masses is None:

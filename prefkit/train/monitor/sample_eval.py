@@ -65,7 +65,7 @@ class SampleEvaluation:
         self._scorers().check(Candidate("", first.request_id, 0, 0, prompt=first.prompt, image=b"", extra=first.extra))
 
     def _scorers(self) -> ScorerSet:
-        return ScorerSet(self.plan.recipe, self.config.watch, f"train.{self.folder.name}.watch")
+        return ScorerSet(self.plan.recipe, self.config.watch, f"train.{self.folder.name}.watch", self.plan.store)
 
     @property
     def path(self) -> Path:

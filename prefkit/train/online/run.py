@@ -52,7 +52,7 @@ def run_online(store: Store, recipe: Recipe, name: str, *, objective: Any, limit
     """
     config = recipe.train[name]
     online = config.online or Online()
-    scorer_set, chooser = check_recipe(recipe, name, objective)
+    scorer_set, chooser = check_recipe(recipe, name, objective, store)
     processes = Processes(config.device)
     with processes.group.held(store.lock(f"train/{name}")):
         processes.group.lead(lambda: sync_requests(store, recipe) and None)
@@ -94,7 +94,9 @@ def checked(store: Store, recipe: Recipe, name: str, objective: Any) -> None:
     checkpoint.claim(loader.folder, key, "rounds", online.rounds, REMEDY, write=False)
 
 
-def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, PairChooser | None]:
+def check_recipe(
+    recipe: Recipe, name: str, objective: Any, store: Store | None = None
+) -> tuple[ScorerSet, PairChooser | None]:
     """Check the recipe before requests are read or weights are loaded. Raises UsageError.
 
     Returns the scorers, not yet loaded, and the chooser of pairs (None if the objective does not use pairs).
@@ -106,7 +108,7 @@ def check_recipe(recipe: Recipe, name: str, objective: Any) -> tuple[ScorerSet, 
     if objective.shape != "step":
         rewarded += pair_settings(recipe, online, where).weights
     aliases = dict.fromkeys([*rewarded, *online.watch, *([online.mask] if online.mask else [])])
-    scorer_set = ScorerSet(recipe, list(aliases), where)
+    scorer_set = ScorerSet(recipe, list(aliases), where, store)
     scorer_set.refuse_judges(list(dict.fromkeys(rewarded)), where)
     chooser = PairChooser.of(recipe, online, scorer_set.signs(), where) if objective.shape != "step" else None
     return scorer_set, chooser
