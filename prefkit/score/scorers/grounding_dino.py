@@ -76,7 +76,7 @@ class GroundingDino:
         self.device = device
         try:
             self.processor: Any = AutoProcessor.from_pretrained(self.options.model)
-            self.network: Any = GroundingDinoForObjectDetection.from_pretrained(
+            network: Any = GroundingDinoForObjectDetection.from_pretrained(
                 self.options.model, dtype=dtype_of(dtype), use_safetensors=True
             )
         except (OSError, ValueError, KeyError) as error:
@@ -84,7 +84,7 @@ class GroundingDino:
                 f"grounding_dino: {self.options.model} cannot be loaded: {message(str(error), 200)}. Set `model` to a "
                 "folder or Hub id of a Grounding DINO."
             ) from error
-        self.network.to(device).eval()
+        self.network = network.to(device).eval()
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         import torch
