@@ -54,7 +54,7 @@ class Study:
 
 def make_models(study: Study) -> None:
     """Train the base generator and the CLIP model, unless they exist or where they stopped."""
-    small = ["--samples", "64", "--batch", "16", "--pictures", "1"] if study.fast else ["--samples", "100000"]
+    small = ["--samples", "64", "--batch", "16", "--pictures", "1"] if study.fast else ["--samples", "150000"]
     if not (study.work / "base" / "model_index.json").exists():
         done = base.main(["--out", str(study.work / "base"), "--laws", ",".join(study.laws), "--threads", "1", *small])
         if done:
