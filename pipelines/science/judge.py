@@ -16,6 +16,7 @@ import prefkit
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reader import read_many
+from tuples import NO_SETTING
 
 
 @prefkit.scorer(name="obeys", version="1", range=(0, 1), evaluation_only=True)
@@ -29,7 +30,9 @@ def obeys(
 ) -> list[float]:
     """1 if the picture shows the subject of the request in the right look and setting, else 0."""
     seen = read_many(images, law, subject)
-    return [float((one.look, one.setting) == (a, b)) for one, a, b in zip(seen, look, setting, strict=True)]
+    return [
+        float((one.look, one.setting or NO_SETTING) == (a, b)) for one, a, b in zip(seen, look, setting, strict=True)
+    ]
 
 
 @prefkit.scorer(name="recognized", version="1", range=(0, 1), evaluation_only=True)

@@ -38,6 +38,7 @@ SUBJECTS, PAIRS = 0.3, 0.2  # held-out fractions
 #: prompts per subject and condition: of the eight phrases of `train`, and of the eight of `wording` and of `word`. The numbers
 #: balance the looks: where a law has exceptions, its effect is the right look about as often as the usual look
 PROMPTS = {"follows": (6, 4), "excepted": (5, 2), "neutral": (1, 2), "excepted, neutral": (1, 0)}
+NO_SETTING = "none"
 REQUEST = ("split", "law", "subject", "explicit", "superficial", "condition", "setting", "look")
 
 
@@ -168,9 +169,9 @@ def row_of(number: int, one: Tuple) -> dict[str, Any]:
 
 
 def request_of(one: Tuple) -> dict[str, Any]:
-    """Return a row of requests.jsonl."""
+    """Return a row of requests.jsonl. setting: NO_SETTING where the law has none, since an empty text counts as missing."""
     row = {"prompt": one.implicit, "category": "usual" if one.usual else "contradicts"}
-    return row | {name: getattr(one, name) for name in REQUEST}
+    return row | {name: getattr(one, name) for name in REQUEST} | {"setting": one.setting or NO_SETTING}
 
 
 def render_all(row: dict[str, Any], one: Tuple, folder: Path, seed: Sequence[int]) -> dict[str, Any]:

@@ -191,6 +191,27 @@ class Trainer:
         (out / "open_clip_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
+def follow(trainer: Trainer, losses_of: str) -> None:
+    """Train from the step stored in OUT.pt to the last. losses_of: names of the losses to print."""
+    out = trainer.args.out
+    checkpoint = Checkpoint(f"{out}.pt")
+    if state := checkpoint.load():
+        trainer.resume(state)
+    print(f"{trainer.machine}; {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f}M parameters", flush=True)
+    began, first, losses = time.monotonic(), trainer.step, []
+    while trainer.step < trainer.steps:
+        losses.append(trainer.advance())
+        if trainer.step % 50 == 0:
+            speed = (trainer.step - first) * BATCH / (time.monotonic() - began)
+            means = " ".join(f"{value:.3f}" for value in torch.stack(losses).mean(0).tolist())
+            print(f"step {trainer.step}/{trainer.steps}  {losses_of}: {means}  {speed:.0f} img/s", flush=True)
+            losses = []
+        if checkpoint.due() or trainer.step == trainer.steps:
+            checkpoint.save(trainer.state())
+            trainer.publish()
+            print(f"step {trainer.step}: {out} written", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenes")
@@ -203,25 +224,7 @@ def main() -> None:
     args = parser.parse_args()
     with np.load(args.scenes) as file:
         trainer = Trainer(file["images"], file["scenes"], args)
-    checkpoint = Checkpoint(f"{args.out}.pt")
-    if state := checkpoint.load():
-        trainer.resume(state)
-    print(f"{trainer.machine}; {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f}M parameters", flush=True)
-    began, first, losses = time.monotonic(), trainer.step, []
-    while trainer.step < trainer.steps:
-        losses.append(trainer.advance())
-        if trainer.step % 50 == 0:
-            speed = (trainer.step - first) * BATCH / (time.monotonic() - began)
-            means = " ".join(f"{value:.3f}" for value in torch.stack(losses).mean(0).tolist())
-            print(
-                f"step {trainer.step}/{trainer.steps}  batch, exchanged, item, bound: {means}  {speed:.0f} img/s",
-                flush=True,
-            )
-            losses = []
-        if checkpoint.due() or trainer.step == trainer.steps:
-            checkpoint.save(trainer.state())
-            trainer.publish()
-            print(f"step {trainer.step}: {args.out} written", flush=True)
+    follow(trainer, "batch, exchanged, item, bound")
 
 
 if __name__ == "__main__":

@@ -165,6 +165,8 @@ EVAL: Rows = {
 TRAIN: Rows = {
     "lora is null, but full weights cannot be trained in {model.quantize}. Set model.quantize to null, or train an "
     "adapter (lora: {{rank: 16}}).": lambda c: c.model.quantize and c.entry.lora is None,
+    "start is {entry.start}, whose adapter is trained further, but lora is null. Set lora.rank to that of "
+    "train.{entry.start}.": lambda c: c.entry.start is not None and c.entry.lora is None,
 }
 SHARDED: Rows = {
     "model.quantize packs weights so that they cannot be split": lambda c: c.model.quantize,
@@ -288,6 +290,8 @@ WARNINGS: Rows = {
 ROUNDS: Rows = {
     ".rounds is {c.recipe.rounds}, but the training is online ({entry.objective.use}), which has rounds of its own. "
     "Remove `rounds`, and set train.NAME.online.rounds instead.": lambda c: c.online,
+    ".rounds is {c.recipe.rounds}, but start is {entry.start}. Remove `start`: each round trains the model of the previous "
+    "round further.": lambda c: c.entry.start is not None,
     ".rounds is {c.recipe.rounds}, but an entry under `generate` names a trained model. Remove its key `model`: each "
     "round samples the model of the previous round.": lambda c: any(g.model for g in c.recipe.generate.values()),
     ".rounds is {c.recipe.rounds}, but no entry under `generate` can sample a trained model. Add one with use: "

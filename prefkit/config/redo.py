@@ -99,8 +99,10 @@ def _inputs_of_pairs(store: Store, name: str) -> set[str]:
 def _inputs_of_training(store: Store, name: str) -> set[str]:
     spec = _settings(store.train(name))
     entries = {f"scores/{score}" for score in spec.get("scorers") or ()}  # online: a scorer's settings, not its table
-    if pairs := (spec.get("train") or {}).get("pairs"):
-        entries.add(f"pairs/{pairs}")
+    settings = spec.get("train") or {}
+    entries |= {
+        f"{kind}/{settings[key]}" for key, kind in (("pairs", "pairs"), ("start", "train")) if settings.get(key)
+    }
     return entries | {f"train/{name.removesuffix(end)}" for end in CONTROLS if name.endswith(end)}
 
 

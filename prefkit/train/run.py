@@ -8,11 +8,13 @@ from typing import Any
 
 from prefkit import output, registry
 from prefkit.config import Recipe, Train, bounds, compatibility, content
+from prefkit.config.rounds import continued
 from prefkit.distributed import Processes, check_device, device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.images import Background
 from prefkit.models.load.pipeline import check_model
 from prefkit.models.lora.adapters import check_targets
+from prefkit.models.load.trained import trained_model
 from prefkit.registry import Passed
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -91,6 +93,23 @@ def check_start(recipe: Recipe, config: Train) -> None:
             check_targets(recipe.model, config.lora.targets)
 
 
+def started(store: Store, recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe in which `model` is the result of the training train.NAME.start, if there is one.
+
+    Raises UsageError if it cannot be trained further, NotYet if it is not finished.
+    """
+    config = recipe.train[name]
+    if config.start is None:
+        return recipe
+    model = trained_model(store.folder, recipe.model, config.start)
+    if not model.adapters:
+        raise UsageError(
+            f"train.{name}.start: {config.start} trained full weights, but only adapters can be trained further. Set "
+            f"train.{config.start}.lora, or set model.base of another recipe to {model.base}."
+        )
+    return replace(recipe, model=model, train={**recipe.train, name: continued(config)})
+
+
 def is_online(config: Train, objective: Any) -> bool:
     return config.online is not None or objective.shape.startswith("step")
 
@@ -106,6 +125,7 @@ def run_train(
     """
     recipe = precision.settled(store, recipe, name)
     objective = check(recipe, name)
+    recipe = started(store, recipe, name)
     config = recipe.train[name]
     controls = controls or config.controls
     if is_online(config, objective):
@@ -135,7 +155,9 @@ def checked(store: Store, recipe: Recipe, name: str) -> None:
     Raises UsageError (NotYet for missing pairs), FingerprintError if the folder holds a run with different settings.
     """
     recipe = precision.settled(store, recipe, name)
-    objective, config = check(recipe, name), recipe.train[name]
+    objective = check(recipe, name)
+    recipe = started(store, recipe, name)
+    config = recipe.train[name]
     if is_online(config, objective):
         from prefkit.train.online.run import checked as checked_online
 

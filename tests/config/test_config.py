@@ -76,6 +76,7 @@ CONTENT = {
     "Train": {
         "pairs",
         "objective",
+        "start",
         "online",
         "lora",
         "family",

@@ -72,7 +72,19 @@ def test_every_flag_of_a_prefkit_line_in_a_page_exists():
     from prefkit import config
 
     known = {"recipe", "json", "quiet", "dry-run", "limit", "name", "controls", "request", "filter", "help", "use", "k"}
-    known |= {"check", "as", "to", "vote", "decisions", "map", "values", "run", "fast", "shard", "serve"}  # of some verbs
+    known |= {
+        "check",
+        "as",
+        "to",
+        "vote",
+        "decisions",
+        "map",
+        "values",
+        "run",
+        "fast",
+        "shard",
+        "serve",
+    }  # of some verbs
     known |= {"beta"}  # an option of an objective, which needs no prefix
     known |= {
         "interactions",

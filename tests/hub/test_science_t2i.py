@@ -42,6 +42,14 @@ def test_texts_and_lists_of_images(tmp_path):
     assert matched["comparisons"] == 6 and set(pairs.id) < set(frame.id)
 
 
+def test_a_column_of_splits_counts_more_than_the_name_of_the_file(tmp_path):
+    path = layouts.science_t2i(tmp_path / "s", 3) / NAME
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("split", pa.array(["train", "word", None])), path)
+    store, _ = imported(tmp_path / "s", tmp_path / "run")
+    assert [request.split for request in store.requests()] == ["train", "word", "train"]
+
+
 def test_lists_of_wordings_are_kept(tmp_path):
     store, _ = imported(layouts.science_t2i(tmp_path / "s", 1, lists=True), tmp_path / "run")
     (request,) = store.requests()

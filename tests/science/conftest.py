@@ -11,13 +11,14 @@ import pytest
 
 SCIENCE = Path(__file__).parents[2] / "pipelines" / "science"
 NAMES = ("laws", "words", "tuples", "sprites", "effects", "drawn", "looks", "reader", "blind", "check_reader", "judge")
-TRAINING = ("base", "check_base", "machine", "tokenizer", "unet", "vae", "scenes")
+STUDY = ("box", "garment", "clip_base", "sciscore", "results", "study")
+TRAINING = ("base", "check_base", "clip", "machine", "negatives", "tokenizer", "unet", "vae", "scenes")
 
 
 @pytest.fixture(scope="module")
 def science() -> Iterator[SimpleNamespace]:
     """The modules without the generator's; they are forgotten afterwards, since other pipelines have the same names."""
-    before = {name: sys.modules.pop(name, None) for name in (*NAMES, *TRAINING)}
+    before = {name: sys.modules.pop(name, None) for name in (*NAMES, *STUDY, *TRAINING)}
     path = list(sys.path)
     sys.path.insert(0, str(SCIENCE))
     yield SimpleNamespace(**{name: __import__(name) for name in NAMES})

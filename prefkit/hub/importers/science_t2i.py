@@ -3,7 +3,8 @@
 A row has implicit_prompt, explicit_prompt and superficial_prompt (a text, or a list of wordings), explicit_image and
 superficial_image (an image, or a list), and usually law and category. The first implicit prompt becomes the request;
 `explicit`, `superficial`, `implicit` (all wordings, if there are several) and the other columns become its extra. A
-list with one text becomes that text. Each explicit image is preferred to each superficial image of its row.
+list with one text becomes that text. Each explicit image is preferred to each superficial image of its row. The split
+of a request is the row's `split`; without this column, that in the file's name.
 
 The published Parquet files have row groups of 3 GB. Download them: a local file is read row by row, a dataset on the Hub
 by row groups. A reader must still decode whole pages. If each column of a row group is a single page, as pyarrow writes
@@ -26,7 +27,7 @@ from prefkit.types import Comparison
 TIERS = ("implicit", "explicit", "superficial")
 SIDES = ("explicit", "superficial")
 FURTHER = ("law", "category", "subject", "scene_scoring", "real_scoring")
-READ = [*(f"{tier}_prompt" for tier in TIERS), *(f"{side}_image" for side in SIDES), *FURTHER]
+READ = [*(f"{tier}_prompt" for tier in TIERS), *(f"{side}_image" for side in SIDES), *FURTHER, "split"]
 JUDGE = "science_t2i"
 
 
@@ -59,7 +60,7 @@ class ScienceT2I:
         keys = {side: [picture.key for picture in found] for side, found in pictures.items()}
         pairs = zip(*keys.values()) if self.options.matched else product(*keys.values())
         verdicts = tuple(Comparison(right, wrong, "a", JUDGE) for right, wrong in pairs)
-        asked = Asked(texts["implicit"][0], row.split, extra)
+        asked = Asked(texts["implicit"][0], row.values.get("split") or row.split, extra)
         return Item(row.where, asked, (*pictures["explicit"], *pictures["superficial"]), verdicts)
 
 
