@@ -13,8 +13,8 @@ from prefkit.distributed import Processes, check_device, device_of
 from prefkit.errors import PluginError, UsageError
 from prefkit.images import Background
 from prefkit.models.load.pipeline import check_model
-from prefkit.models.lora.adapters import check_targets
 from prefkit.models.load.trained import trained_model
+from prefkit.models.lora.adapters import check_targets
 from prefkit.registry import Passed
 from prefkit.store import Store
 from prefkit.store.files import read_json
