@@ -160,7 +160,9 @@ def machine(device: str) -> dict[str, Any]:
     found = {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "torchao")}
     if device.startswith("cuda"):
         code = "import torch; p = torch.cuda.get_device_properties(0); print(p.name, p.total_memory // 2**30, 'GiB')"
-        found["device"] = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        found["device"] = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8"
+        ).stdout.strip()
     return {"device": found.pop("device", "") or device, **found}
 
 

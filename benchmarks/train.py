@@ -37,7 +37,7 @@ import torch
 from PIL import Image
 
 from prefkit.config import Choice, Lora, Model, Recipe, Train
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.models.capture.call import capture
 from prefkit.models.capture.conditions import capture_conditions, collate
 from prefkit.models.latents import encode

@@ -162,15 +162,11 @@ class Run:
         from prefkit.hub.push import push, push_fit
 
         fit = options.pop("fit", None)
-        act: Any = (
-            partial(push_fit, self.folder / "fitted" / str(fit)) if fit is not None else partial(push, self.store)
-        )
+        act: Any = partial(push, self.store) if fit is None else partial(push_fit, self.folder / "fitted" / str(fit))
         known = inspect.signature(act).parameters
-        for key in options:
-            if key not in known:
-                raise UsageError(f"push: unknown argument {key!r}.{nearest(key, list(known))}")
-        pushed: dict[str, Any] = act(to, **options)
-        return pushed
+        for key in options.keys() - known.keys():
+            raise UsageError(f"push: unknown argument {key!r}.{nearest(key, list(known))}")
+        return dict(act(to, **options))
 
     def import_(
         self,

@@ -120,6 +120,8 @@ def write(out: Path, machine: dict[str, Any], done: dict[str, dict[str, Any]], m
     text += f"\n\n{markdown(table)}\n\n{markdown(reached)}\n"
     if missing:
         text += f"\nNot run: {', '.join(missing)}.\n"
-    (out / "gpu.json").write_text(json.dumps({"machine": machine, "rows": done, "goals": reached}, indent=1))
+    (out / "gpu.json").write_text(
+        json.dumps({"machine": machine, "rows": done, "goals": reached}, indent=1), encoding="utf-8"
+    )
     (out / "gpu.md").write_text(text, encoding="utf-8")
     return text

@@ -23,7 +23,7 @@ import torch
 from on_gpu.models import make_pipeline, random_transformer
 from on_gpu.rows import Row
 from prefkit.config import Choice, Generate, Lora, Model, Online, Recipe, Requests, Score, Train
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.models.lora.adapters import POLICY, lora_layers
 from prefkit.store import Store
 from prefkit.store.tensors import save_tensors
@@ -223,12 +223,14 @@ def useful(trainer: Trainer, row: Row, place: Place) -> float | None:
         batch = next(iter(trainer.data.batches(trainer.family, [(trainer.data.pairs[0], 0)])))
         batch = batch.to(trainer.processes.device)
         try:
-            count.write_text(str(flops(lambda: trainer.residuals(trainer.policy.net, batch)) / len(batch.latents)))
+            count.write_text(
+                str(flops(lambda: trainer.residuals(trainer.policy.net, batch)) / len(batch.latents)), encoding="utf-8"
+            )
         except RuntimeError as error:  # without the count, the row only lacks its share of the rate
             print(f"FLOPs of {row.name}: {error}")
             return None
     passes = 1 + (1 if config.lora is not None else 2) + (0 if config.cache_reference else 1)
-    return 2 * config.batch_size * passes * float(count.read_text())
+    return 2 * config.batch_size * passes * float(count.read_text(encoding="utf-8"))
 
 
 def compared(trainer: Trainer, row: Row, place: Place) -> dict[str, Any]:
@@ -278,7 +280,7 @@ def plain(row: Row, place: Place) -> dict[str, Any]:
         size = min(row.batch, 2) if place.tiny else row.batch
         work = steps(base, pairs_of(row, place), place, size, place.precision(row), **row.options)
         count = place.out / f"flops-{row.model}-{place.side(row)}"
-        passes = {"useful": 2 * size * 3 * float(count.read_text())} if count.exists() else {}
+        passes = {"useful": 2 * size * 3 * float(count.read_text(encoding="utf-8"))} if count.exists() else {}
         return timed(place, work) | passes | {"unit": "step"}
 
 
@@ -330,7 +332,7 @@ def generate(row: Row, place: Place) -> dict[str, Any]:
     found["seconds"] /= settings.batch_size
     count = place.out / f"flops-{row.model}-{place.side(row)}"
     if count.exists():
-        found["useful"] = settings.steps * (1 if row.model == "flux" else 2) * float(count.read_text())
+        found["useful"] = settings.steps * (1 if row.model == "flux" else 2) * float(count.read_text(encoding="utf-8"))
     return found | {"unit": "image"}
 
 
@@ -369,7 +371,9 @@ def recipe_of(row: Row, place: Place, base: str, name: str, **stages: Any) -> Re
     folder = place.run(row).with_name(f"{row.model}-{name}")
     prompts = folder.with_suffix(".txt")
     folder.parent.mkdir(exist_ok=True)
-    prompts.write_text("\n".join(f"a photo of thing number {i}" for i in range(2 if place.tiny else 16)))
+    prompts.write_text(
+        "\n".join(f"a photo of thing number {i}" for i in range(2 if place.tiny else 16)), encoding="utf-8"
+    )
     changes = {"n": 1} if name == "curate" else {"dtype": "float32"}
     own = settings_of(replace(row, options={}) if name != "curate" else row, place, **changes)
     requests = Requests(str(prompts), test_share=0.0)

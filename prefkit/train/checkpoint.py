@@ -28,7 +28,7 @@ from prefkit.store.tensors import load_tensors
 from prefkit.train.data.cache_keys import libraries
 
 if TYPE_CHECKING:
-    from prefkit.distributed import Processes
+    from prefkit.distributed.collectives import Processes
 
 KEEP = 2
 REMEDY = "The previous checkpoint is used."

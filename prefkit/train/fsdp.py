@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prefkit import output
 from prefkit.config import Train
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import UsageError
 from prefkit.models.lora import adapters
 from prefkit.models.trees import Tree

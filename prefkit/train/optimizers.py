@@ -23,7 +23,7 @@ import torch
 
 from prefkit import registry
 from prefkit.config import Train
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import UsageError
 from prefkit.train import fsdp
 from prefkit.train.policy import Policy

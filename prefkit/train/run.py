@@ -9,7 +9,8 @@ from typing import Any
 from prefkit import output, registry
 from prefkit.config import Recipe, Train, bounds, compatibility, content
 from prefkit.config.rounds import continued
-from prefkit.distributed import Processes, check_device, device_of
+from prefkit.distributed import check_device, device_of
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import PluginError, UsageError
 from prefkit.images import Background
 from prefkit.models.load.pipeline import check_model

@@ -11,7 +11,8 @@ from typing import Any
 
 from prefkit import registry
 from prefkit.config import Choice, Recipe, Train, plugin_options
-from prefkit.distributed import Group, Processes
+from prefkit.distributed import Group
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import DamagedError, UsageError
 from prefkit.generate.inputs import Inputs, fields_of
 from prefkit.images import Background

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prefkit import interrupts, output
 from prefkit.config import Train
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.store.tensors import save_tensors
 from prefkit.train import checkpoint, diagnose, fsdp, precision
 from prefkit.train.data.batches import Batch, order

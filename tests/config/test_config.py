@@ -163,7 +163,7 @@ FREE = {
         "report_to",
     },
     "Set": set(),
-    "Eval": {"seeds", "best_of", "max_requests", "batch_size", "device"},
+    "Eval": {"seeds", "best_of", "max_requests", "batch_size", "device", "judges"},
     "Recipe": {"about", "fast"},
 }
 

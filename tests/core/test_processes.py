@@ -16,6 +16,7 @@ import torch
 
 from prefkit import distributed
 from prefkit.api import Run
+from prefkit.distributed import collectives
 from prefkit.errors import UsageError
 from prefkit.store import Store
 
@@ -186,8 +187,8 @@ class Counted(torch.Tensor):
 
 def test_gradients_are_summed_in_linear_time(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat, how: flat.mul_(2))
-    monkeypatch.setattr(distributed, "BUCKET", 10)
-    processes = distributed.Processes("cpu")
+    monkeypatch.setattr(collectives, "BUCKET", 10)
+    processes = collectives.Processes("cpu")
     processes.count = 2
     parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(200)]
     for number, parameter in enumerate(parameters[1:], 1):

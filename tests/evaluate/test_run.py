@@ -15,7 +15,8 @@ from PIL import Image
 from prefkit import distributed
 from prefkit.config import Compare, Eval, Generate, Model, Pair, Recipe, Score, Set, Train
 from prefkit.errors import FingerprintError, UsageError
-from prefkit.evaluate.run import assess_scorer, make, run_eval
+from prefkit.evaluate.images import make
+from prefkit.evaluate.run import assess_scorer, run_eval
 from prefkit.evaluate.summary import flat_rows
 from prefkit.models.load.revision import base_revision
 from prefkit.models.load.trained import write_trained_on
@@ -146,6 +147,18 @@ def test_another_model_moved_and_is_judged_both_ways(result):
     assert result["correlations"]["light"]["dark"] == pytest.approx(-1.0)
 
 
+def rounded(value):
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return (
+        [rounded(each) for each in value]
+        if isinstance(value, list)
+        else round(value, 12)
+        if isinstance(value, float)
+        else value
+    )
+
+
 def test_workers_share_the_images_and_a_later_command_compares(run, result):
     store, recipe = run
     shared = replace(recipe.eval["held"], models=["same"], base_steps=[], sets={"own": Set()})
@@ -160,13 +173,14 @@ def test_workers_share_the_images_and_a_later_command_compares(run, result):
     assert [each["made"] for each in counts] == [counts[0]["made"], 42 - counts[0]["made"], 0] and counts[0]["made"]
     assert sum(each["scored"] for each in counts) == 2 * 42 - 6  # one scorer fails on one prompt
     folder = store.eval("shared")
-    parts = sorted(folder.rglob("part-*"))
+    parts = sorted(set(folder.rglob("part-*")) - set(folder.rglob("dark/part-*")))  # failed scores are tried again
     assert not (folder / "result.json").exists()
     for model in ("base", "same"):
         tables = [Store(store.eval(name) / "own" / model).candidates("own").frame() for name in ("held", "shared")]
         pd.testing.assert_frame_equal(*(table.sort_values("id", ignore_index=True) for table in tables))
-    assert run_eval(store, recipe, "shared")["sets"]["own"]["same"] == result["sets"]["own"]["same"]
-    assert sorted(folder.rglob("part-*")) == parts
+    rows = [found["sets"]["own"]["same"] for found in (run_eval(store, recipe, "shared"), result)]
+    assert rounded(rows[0]) == rounded(rows[1])  # the order of images, and thus of sums, differs
+    assert sorted(set(folder.rglob("part-*")) - set(folder.rglob("dark/part-*"))) == parts
 
 
 def test_a_worker_removes_no_images_of_an_earlier_model(run, result, monkeypatch):

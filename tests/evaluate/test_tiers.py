@@ -113,7 +113,7 @@ eval:
 
 
 def test_a_whole_evaluation(tmp_path, cli, sd, monkeypatch):
-    from prefkit.evaluate import run
+    from prefkit.evaluate import images
 
     made = {}
 
@@ -121,8 +121,8 @@ def test_a_whole_evaluation(tmp_path, cli, sd, monkeypatch):
         made[folder.folder.name] = {r.prompt.split()[0] for r in requests}
         return original(folder, *arguments, requests=requests, **options)
 
-    original = run.run_generate
-    monkeypatch.setattr(run, "run_generate", recorded)
+    original = images.run_generate
+    monkeypatch.setattr(images, "run_generate", recorded)
     rows = [
         {tier: f"{tier} {i}" for tier in ("implicit", "explicit", "superficial")} | {"law": ("rust", "melting")[i % 2]}
         for i in range(7)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from prefkit.config import Choice, Lora, Model, Recipe, Train
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.store import Store
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.run import Job, make_trainer

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from prefkit.api import Run
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import PrefkitError
 from prefkit.models.capture.maps import EXTRA_INPUT_KEY
 from prefkit.models.load.pipeline import load_pipeline

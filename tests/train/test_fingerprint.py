@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from prefkit.config import Choice, Lora
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.models.load.trained import caption_hash, trained_model, trained_on
 from prefkit.store.files import read_json
 from prefkit.train.data.pairs import PairSource, read_pairs

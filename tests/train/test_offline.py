@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkit.config import Choice, Generate, Lora
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import FingerprintError, PluginError, TrainingError, UsageError
 from prefkit.models import precision
 from prefkit.train.data.pairs import PairSource, read_pairs

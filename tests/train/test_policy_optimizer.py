@@ -7,7 +7,7 @@ import math
 import torch
 
 from prefkit.config import Train
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.train.optimizers import GradientSum, PolicyOptimizer
 from prefkit.train.policy import MovingAverage, Policy
 

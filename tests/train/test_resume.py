@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from prefkit.config import Lora, Model
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import UsageError
 from prefkit.models.load.pipeline import load_pipeline
 from prefkit.models.load.trained import trained_model

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefkit import output, registry
 from prefkit.config import Generate, Online, Recipe, content
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.generate.requests import keep_known, read_requests

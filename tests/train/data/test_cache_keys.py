@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from prefkit.config import Choice, Generate, Lora, Model, Online, Train
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import FingerprintError
 from prefkit.models.lora.files import ADAPTER_FILE
 from prefkit.store.files import read_json, write_json

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from prefkit.config import Choice, Lora, plugin_options
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import UsageError
 from prefkit.train.data.groups import groups_of, ranked, singles
 from prefkit.train.data.pairs import PairImage, PairRow, PairSource, read_pairs

@@ -13,7 +13,7 @@ from PIL import Image
 
 from prefkit.api import Run
 from prefkit.config import Requests
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.generate.requests import read_requests

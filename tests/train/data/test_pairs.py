@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from prefkit.config import Generate, Model
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import UsageError
 from prefkit.generate.generators import generator_spec
 from prefkit.store import Store

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from prefkit.config import Choice
-from prefkit.distributed import Processes
+from prefkit.distributed.collectives import Processes
 from prefkit.errors import UsageError
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.data.reference_cache import ReferenceErrorCache, keys_of

@@ -24,6 +24,7 @@ def test_whether_a_round_has_pairs(tmp_path, there):
         (store.pairs("main") / "spec.json").write_text("{}")
     learner = PairLearner.__new__(PairLearner)
     processes = SimpleNamespace(main=False, wait=lambda: None, group=group(False))
+    learner.objective = object()  # it needs no advantages
     learner.trainer = SimpleNamespace(folder=tmp_path, processes=processes)
     assert learner.learn(Round(3, [], []), None) == {"pairs": 0}
 
