@@ -61,9 +61,12 @@ class Ballot:
             if earlier is None:
                 votes.append({name: vote[name] for name in ("pair", "order", "choice", "time")})
                 check_entries(annotator, self.key["pairs"], votes)
-                self._write(annotator, votes)
+                write_json(self._path(annotator), self._file(annotator, votes))
+                self._write_part(annotator, votes)
             elif any(earlier[name] != vote[name] for name in ("order", "choice")):
                 raise Conflict
+            else:  # sent again, perhaps because the table could not be written
+                self._write_part(annotator, votes)
 
     def undo(self, annotator: str, pair: str) -> None:
         """Remove the annotator's vote on a pair, if there is one."""
@@ -72,10 +75,12 @@ class Ballot:
             gone = [vote for vote in votes if vote["pair"] == pair]
             if gone:
                 left = [vote for vote in votes if vote["pair"] != pair]
-                self._write(annotator, left)
                 ids = {row["id"] for row in self._rows(annotator, gone)}
-                for table in (self.table, *self.others):  # their other parts hold votes imported from files
+                for table in (self.table, *self.others):  # votes imported from files
                     table.remove(ids)
+                self.elsewhere -= ids  # the same vote may be given again
+                self._write_part(annotator, left)
+                write_json(self._path(annotator), self._file(annotator, left))  # last: until then, it can be repeated
 
     def progress(self) -> list[dict[str, Any]]:
         """Return {annotator, votes, skipped, asked, last} of each annotator; last: Unix time of the latest vote."""
@@ -101,10 +106,6 @@ class Ballot:
 
     def _rows(self, annotator: str, votes: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [comparison_row(c) for c in comparisons(self.store.folder, self._file(annotator, votes))]
-
-    def _write(self, annotator: str, votes: list[dict[str, Any]]) -> None:
-        write_json(self._path(annotator), self._file(annotator, votes))
-        self._write_part(annotator, votes)
 
     def _write_part(self, annotator: str, votes: list[dict[str, Any]]) -> None:
         """Write the annotator's votes, without skips, as a part of the table; remove the part if there are none."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+NUMBERED = re.compile(r"part-(\d+)-")  # name of a part that `Table.append` has written
 LATE = 180.0  # seconds within which a network file system must list a file that another machine has written
 #: errors of reading a file that do not mean that its content is damaged
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)
@@ -42,7 +43,7 @@ class Table:
 
     def parts(self) -> list[Path]:
         paths = sorted(self.folder.glob("part-*.parquet"))
-        numbers = [int(match[1]) for path in paths if (match := re.match(r"part-(\d+)-", path.name))]
+        numbers = [int(match[1]) for path in paths if (match := NUMBERED.match(path.name))]
         self._newest = max([*numbers, self._newest or 0])
         return paths
 
@@ -81,9 +82,12 @@ class Table:
         write_whole(self.folder / part, save)
 
     def remove(self, ids: set[str]) -> None:
-        """Remove the rows with these ids; each part that holds one is written again, or removed if no row is left."""
+        """Remove the rows with these ids; each part that holds one is written again, or removed if no row is left.
+
+        Parts that `write` has named are left: whoever writes them keeps them up to date.
+        """
         for path in self.parts():
-            part = read_part(path)
+            part = read_part(path) if NUMBERED.match(path.name) else None
             rows = part.to_pylist() if part is not None else []
             left = [row for row in rows if row["id"] not in ids]
             if len(left) < len(rows):

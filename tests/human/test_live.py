@@ -129,6 +129,47 @@ def test_undo_removes_live_and_imported_votes(run, key, tmp_path):
     assert not rows(run) and not rows(run, "people") and ballot.votes(ANN) == []
 
 
+def test_a_vote_may_be_given_again_after_undo(run, key, tmp_path):
+    file = tmp_path / "votes.json"
+    file.write_text(json.dumps(vote_file(key["page"], ANN, [vote(key, 0)], run="x", asked=8)))
+    import_votes(run, file, "people")
+    ballot = Ballot(run, key)
+    ballot.undo(ANN, vote(key, 0)["pair"])
+    ballot.add(ANN, vote(key, 0))
+    assert not rows(run, "people") and len(rows(run)) == 1
+
+
+def test_undo_leaves_the_same_vote_on_another_page(run, key):
+    other = make_page(run, VoteSettings(n=6, repeats=2, question="Which is brighter?")).key
+    second = next(item for item in other["pairs"] if {item["a"], item["b"]} == {key["pairs"][0][k] for k in "ab"})
+    ballots = Ballot(run, key), Ballot(run, other)
+    ballots[0].add(ANN, vote(key, 0))
+    ballots[1].add(ANN, vote(key, 0) | {"pair": second["pair"]})
+    assert len(rows(run)) == 1  # one row of two parts
+    ballots[0].undo(ANN, key["pairs"][0]["pair"])
+    assert len(rows(run)) == 1
+
+
+@pytest.mark.parametrize("undo", [False, True])
+def test_a_request_that_failed_is_completed_when_it_is_repeated(run, key, monkeypatch, undo):
+    ballot, write = Ballot(run, key), Table.write
+
+    def act():
+        ballot.undo(ANN, vote(key, 0)["pair"]) if undo else ballot.add(ANN, vote(key, 0))
+
+    def fail(*_):
+        raise StoreError("the disk is full")
+
+    ballot.add(ANN, vote(key, 1))
+    if undo:
+        ballot.add(ANN, vote(key, 0))
+    with monkeypatch.context() as patch, pytest.raises(StoreError):
+        patch.setattr(Table, "write", fail)
+        act()
+    act()
+    assert Table.write is write and len(rows(run)) == len(ballot.votes(ANN)) == (1 if undo else 2)
+
+
 def test_a_file_adds_to_live_votes(run, key, tmp_path):
     """Someone votes on the live page and, elsewhere, on the same page in a file: both count, in either order of storing."""
     ballot = Ballot(run, key)
