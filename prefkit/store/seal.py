@@ -42,7 +42,25 @@ def open_sealed(path: Path, columns: Collection[str] | None = None, **options: A
     """Open a Parquet file after verifying the checksums of its footer and of `columns` (None: all).
 
     Page checksums are verified when pages are read. Raises OSError or pyarrow's ArrowException if the file is damaged.
+    A file that another process replaces meanwhile is opened again.
     """
+    import pyarrow as pa
+
+    while True:
+        before = _identity(path)
+        try:
+            return _open(path, columns, **options)
+        except (pa.ArrowException, OSError):
+            if _identity(path) == before:
+                raise
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _open(path: Path, columns: Collection[str] | None, **options: Any) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     with open(path, "rb") as raw:

@@ -33,7 +33,8 @@ PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDO
 class Table:
     """A folder of Parquet parts with one schema, and spec.json with the settings that made its rows.
 
-    Any number of processes, on any machines that share the folder, may append at the same time. Parts never change.
+    Any number of processes, on any machines that share the folder, may append at the same time. Parts never change,
+    except those of people's votes, which `write` and `remove` replace atomically.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:

@@ -13,7 +13,7 @@ from torch.distributed import HashStore
 
 from prefkit.distributed import Group
 from prefkit.errors import FingerprintError, StoreError
-from prefkit.store import Store, files
+from prefkit.store import Store, files, seal
 from prefkit.store import table as tables
 from prefkit.store.table import check_fingerprint
 
@@ -142,3 +142,18 @@ def test_processes_wait_until_all_see_the_parts_of_all(tmp_path, monkeypatch, se
         assert found == [1, 1]
     else:
         assert all("must share the run folder" in text for text in found)
+
+
+def test_a_part_that_is_replaced_while_it_is_opened_is_not_damaged(tmp_path, monkeypatch):
+    """Live votes replace their part at each vote, between the steps in which a reader opens it."""
+    table, check, more = Store.create(tmp_path).scores("a"), seal.check, ["d"]
+    table.write("part-live.parquet", ROWS)
+
+    def replacing(path, *rest):
+        if more:
+            table.write("part-live.parquet", [*ROWS, ROWS[0] | {"id": more.pop(), "value": 0.1}])
+        check(path, *rest)
+
+    monkeypatch.setattr(seal, "check", replacing)
+    assert table.ids() == {"c", "d"} and not more
+    assert [path.name for path in table.parts()] == ["part-live.parquet"]
