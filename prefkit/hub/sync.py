@@ -1,7 +1,8 @@
 """Copy a run's tables to and from a folder or an object store, for machines that share no folder.
 
-Parts never change, so each side gets the parts that it lacks. Settings must be equal on both sides; requests are united.
-Pairs, trainings and results stay where they were made.
+Parts never change, so each side gets the parts that it lacks; only those of live votes change, and are copied from the
+run whose server stored the votes. Settings must be equal on both sides; requests are united. Pairs, trainings and results
+stay where they were made.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _TABLE = _RUN + r"((candidates|scores|comparisons)/[^/]+|inputs)/"
 PART = re.compile(_TABLE + r"part-[^/]+\.parquet")
 SPEC = re.compile(_TABLE + r"spec\.json|eval/[^/]+/fingerprint\.json")
 REQUESTS = re.compile(_RUN + r"requests\.parquet")
+LIVE = re.compile(r"comparisons/[^/]+/part-live-([0-9a-f]{10})-(person-[0-9a-f]{12})\.parquet")  # see Ballot
 OTHER = re.compile(_RUN + r"(run\.json|recipe\.yaml|prompts\.jsonl)")  # copied to the side that lacks it
 
 
@@ -70,7 +72,8 @@ class Target:
             found = self.fs.find(self.root)
         except FileNotFoundError:
             return set()
-        return {str(PurePosixPath(path).relative_to(prefix)) for path in found}
+        names = [PurePosixPath(path).relative_to(prefix) for path in found]
+        return {str(name) for name in names if ".." not in name.parts}  # an object may have any name
 
     def put(self, source: Path, name: str) -> None:
         """Upload a file completely or not at all: an object appears when its upload ends."""
@@ -89,6 +92,7 @@ def sync(folder: Path, url: str) -> dict[str, int]:
     Raises FingerprintError if a table has other settings on the other side, and UsageError for a request that differs;
     nothing is copied then.
     """
+    Store(folder).check_single()
     target = Target(url)
     with target.errors(), TemporaryDirectory() as scratch:
         theirs, ours = target.names(), {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
@@ -96,9 +100,13 @@ def sync(folder: Path, url: str) -> dict[str, int]:
             raise UsageError(f"neither {folder} nor {url} contains a run. Start with prefkit generate {folder}.")
         for name in sorted(filter(SPEC.fullmatch, ours & theirs)):
             target.get(name, Path(scratch) / name)
-            stored = read_json(Path(scratch) / name)
+            # "measured" are a judge's rates, which grow with its verdicts
+            stored, own = (
+                {k: v for k, v in read_json(place / name).items() if k != "measured"}
+                for place in (Path(scratch), folder)
+            )
             remedy = f"Sync to another place, or remove this folder or {url}/{PurePosixPath(name).parent}."
-            compare_settings((folder / name).parent, read_json(folder / name), stored, remedy)
+            compare_settings((folder / name).parent, own, stored, remedy)
         united = [
             unite(folder, target, name, Path(scratch)) for name in sorted(filter(REQUESTS.fullmatch, ours | theirs))
         ]
@@ -108,9 +116,34 @@ def sync(folder: Path, url: str) -> dict[str, int]:
             for name in sorted(filter(pattern.fullmatch, ours ^ theirs)):
                 _copy_small(folder, target, name, name in theirs, Path(scratch))
         pushed, pulled = (sorted(filter(PART.fullmatch, names)) for names in (ours - theirs, theirs - ours))
+        pushed, pulled = _with_live(folder, target, (ours & theirs, pushed, pulled), Path(scratch))
         _all([partial(_push, folder, target, name) for name in pushed], "push")
         _all([partial(_pull, folder, target, name) for name in pulled], "pull")
     return {"pushed": len(pushed), "pulled": len(pulled)}
+
+
+def _with_live(
+    folder: Path, target: Target, names: tuple[set[str], list[str], list[str]], scratch: Path
+) -> tuple[list[str], list[str]]:
+    """Return (parts to push, parts to pull), with changed parts of live votes, and remove undone ones from the target.
+
+    names: parts on both sides, on this side only, on the target only. The side that holds RUN/votes/PAGE.ANNOTATOR.json
+    stored the annotator's votes.
+    """
+    both, pushed, pulled = names
+
+    def stored_here(name: str) -> bool:
+        match = LIVE.fullmatch(name)
+        return match is not None and (folder / "votes" / f"{match[1]}.{match[2]}.json").exists()
+
+    for name in filter(stored_here, pulled):  # the annotator has undone all votes
+        target.fs.rm_file(target.path(name))
+    pulled = [name for name in pulled if not stored_here(name)]
+    for name in sorted(filter(LIVE.fullmatch, both)):
+        target.get(name, scratch / name)
+        if (scratch / name).read_bytes() != (folder / name).read_bytes():
+            (pushed if stored_here(name) else pulled).append(name)
+    return pushed, pulled
 
 
 def _copy_small(folder: Path, target: Target, name: str, pull: bool, scratch: Path) -> None:
@@ -140,7 +173,8 @@ def unite(folder: Path, target: Target, name: str, scratch: Path) -> Callable[[]
 
     def write() -> None:
         if len(united) > len(ours):
-            here.write_requests(united.values())
+            with here.lock("requests", seconds=60):  # a command on this machine may have added requests meanwhile
+                here.write_requests((united | {r.request_id: r for r in here.requests()}).values())
         if len(united) > len(theirs):
             there.write_requests(united.values())
             target.put(scratch / name, name)

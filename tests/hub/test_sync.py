@@ -10,7 +10,9 @@ import pytest
 
 from prefkit.hub import sync
 from prefkit.store import Store
-from prefkit.types import Request
+from prefkit.store.files import write_json
+from prefkit.store.table import comparison_row
+from prefkit.types import Comparison, Request
 
 SPEC = {"seed": 0}
 
@@ -105,3 +107,42 @@ def test_usage(tmp_path, cli, monkeypatch, words, text):
     code, _, err = cli("sync", *words)
     assert code == 2 and text in err
     assert not list(tmp_path.iterdir())
+
+
+def test_live_votes_are_copied_from_where_they_were_stored(tmp_path, place):
+    one, two, name = Store.create(tmp_path / "1"), tmp_path / "2", "part-live-0123456789-person-aaaaaaaaaaaa.parquet"
+    table, copy = one.comparisons("votes"), Store(two).comparisons("votes")
+    write_json(one.folder / "votes" / "0123456789.person-aaaaaaaaaaaa.json", {})
+    votes = [comparison_row(Comparison("a", b, "a", "person-aaaaaaaaaaaa")) for b in "bcd"]
+    for held in (votes[:1], votes, votes[:2]):
+        table.write(name, held)
+        assert sync.sync(one.folder, place)["pushed"] == 1 and sync.sync(one.folder, place)["pushed"] == 0
+        assert sync.sync(two, place)["pulled"] == 1 and copy.ids() == {row["id"] for row in held}
+    (table.folder / name).unlink()
+    assert sync.sync(one.folder, place) == {"pushed": 0, "pulled": 0} and not table.parts()
+    assert not any(path.endswith(name) for path in sync.Target(place).names())
+
+
+def test_verdicts_of_a_judge_that_has_measured_other_rates(tmp_path, place):
+    for number in ("1", "2", "1"):
+        table = Store.create(tmp_path / number).comparisons("judge")
+        write_json(table.folder / "spec.json", SPEC | {"measured": {"flip_rate": float(number)}})
+        table.append([comparison_row(Comparison("a", number, "a", "judge"))])
+        sync.sync(tmp_path / number, place)
+    assert Store(tmp_path / "1").comparisons("judge").frame().id_b.nunique() == 2
+
+
+def test_names_that_lead_out_of_the_run_are_not_copied(tmp_path):
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    Store.create(tmp_path / "1")
+    for name in ("candidates/../part-1.parquet", "eval/../../../inputs/part-1.parquet"):
+        fs.pipe_file(f"/bucket/run/{name}", b"x")
+    assert sync.sync(tmp_path / "1", "memory://bucket/run")["pulled"] == 0
+    assert not list(tmp_path.rglob("part-*"))
+
+
+def test_a_run_of_rounds_is_refused(tmp_path, cli):
+    Store.create(tmp_path / "run" / "rounds" / "1")
+    code, _, err = cli("sync", tmp_path / "run", str(tmp_path / "place"))
+    assert code == 2 and "folder of one" in err
