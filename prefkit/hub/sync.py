@@ -1,8 +1,8 @@
 """Copy a run's tables to and from a folder or an object store, for machines that share no folder.
 
 Parts never change, so each side gets the parts that it lacks; only those of live votes change, and are copied from the
-run whose server stored the votes. Settings must be equal on both sides; requests are united. Pairs, trainings and results
-stay where they were made.
+run whose server stored the votes. Settings must be equal on both sides; requests are united. Pairs, trainings and
+results stay where they were made.
 """
 
 from __future__ import annotations

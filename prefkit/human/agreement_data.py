@@ -37,6 +37,8 @@ def verdicts(store: Store, people: bool) -> pd.DataFrame:
             # a table's name identifies a model judge; a person has the same name in every table
             frames.append(frame if people else frame.assign(judge=alias))
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
+    if people:  # a live vote whose file was imported under another name is one vote
+        frame = frame.drop_duplicates("id")
     frame = frame[frame.outcome.isin(["a", "b", "tie"]) & (frame.id_a != frame.id_b)]
     overall = frame.aspect.fillna("") == ""
     if overall.any():

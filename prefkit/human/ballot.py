@@ -8,13 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefkit.human.votes import ANNOTATOR, check_entries, comparisons, copy_of, read_file, vote_file
+from prefkit.human.votes import (
+    ANNOTATOR,
+    LOCK_SECONDS,
+    TABLE,
+    check_entries,
+    comparisons,
+    copy_of,
+    read_file,
+    vote_file,
+)
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_json
 from prefkit.store.table import comparison_row
-
-TABLE = "votes"
-LOCK_SECONDS = 10.0
 
 
 class Conflict(Exception):
@@ -34,6 +40,7 @@ class Ballot:
         self.turn = threading.Lock()
         with self._locked():
             self.table = store.comparisons(TABLE)
+            self._claim(write=False)
             others = [store.comparisons(name) for name in store.names("comparisons") if name != TABLE]
             # a vote that was imported under another name is not stored twice
             self.others = [table for table in others if (table.spec() or {}).get("imported") == "votes"]
@@ -112,7 +119,11 @@ class Ballot:
         part = f"part-live-{self.page}-{annotator}.parquet"
         rows = [row for row in self._rows(annotator, votes) if row["id"] not in self.elsewhere]
         if rows:
-            self.table.claim({"name": TABLE, "imported": "votes"}, "Rename this table.", empty=False)
+            self._claim()
             self.table.write(part, rows)
         else:
             (self.table.folder / part).unlink(missing_ok=True)
+
+    def _claim(self, write: bool = True) -> None:
+        remedy = "Live votes are stored in this folder: rename the folder, then start the server again."
+        self.table.claim({"name": TABLE, "imported": "votes"}, remedy, empty=False, write=write)

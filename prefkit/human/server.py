@@ -37,7 +37,7 @@ from prefkit.human.votes import ANNOTATOR
 from prefkit.report.contact import add_decisions, contact_page
 from prefkit.report.page import write_report
 from prefkit.store import Store
-from prefkit.store.files import read_json, write_json
+from prefkit.store.files import read_json, write_whole
 
 if TYPE_CHECKING:
     from prefkit.config import Recipe
@@ -242,9 +242,13 @@ def _secret(store: Store) -> str:
     """Return the run's secret, from which the tokens are derived, so that addresses stay valid after a restart."""
     path = store.folder / "votes" / "server.json"
     if not path.exists():
-        write_json(path, {"secret": secrets.token_hex(32)})
-        path.chmod(0o600)
+        write_whole(path, _save_secret)
     return str(read_json(path, f"Remove {path}; the addresses then change.")["secret"])
+
+
+def _save_secret(path: Path) -> None:
+    path.touch(0o600)  # before it holds the secret
+    path.write_text(json.dumps({"secret": secrets.token_hex(32)}))
 
 
 def _token(secret: str, *names: str) -> str:

@@ -150,7 +150,7 @@ async function load(file) {
 async function call(method, who, vote) {
   const body = vote && JSON.stringify(vote);
   const answer = await fetch("votes/" + who, { method, body, headers: { "Content-Type": "application/json" }, cache: "no-store" });
-  if (!answer.ok && answer.status !== 409) throw new Error((await answer.json()).error || `error ${answer.status}`);
+  if (!answer.ok && answer.status !== 409) throw new Error((await answer.json().catch(() => ({}))).error || `error ${answer.status}`);
   return answer.json();
 }
 
@@ -291,7 +291,7 @@ function choose(choice) {
   } else if (choice === "save") {
     return save();
   } else if (choice === "leave") {
-    if (live && unsent().length) return say("Some votes are not stored yet. Wait until the server answers.", true);
+    if (sending || (live && unsent().length)) return say("Some changes are not stored yet. Wait until the server answers.", true);
     annotator = "";
     remember("");
     at("name").value = "";

@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from prefkit.store.table import comparison_row
 from prefkit.types import Comparison
 
 VERSION = 1
+TABLE = "votes"  # of live votes, and by default of those in files
+LOCK_SECONDS = 10.0
 MOST_BYTES = 64 << 20
 CHOICES = {"left": ("a", "b"), "right": ("b", "a"), "tie": ("tie", "tie"), "skip": (None, None)}
 ANNOTATOR = re.compile(r"person-[0-9a-f]{12}")
@@ -38,7 +41,7 @@ def vote_files(source: str | Path) -> list[Path]:
     return [file for file in members if MARK in _head(file)]
 
 
-def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[str, int]:
+def import_votes(store: Store, source: str | Path, name: str = TABLE) -> dict[str, int]:
     """Import a vote file, or all vote files in a folder, as comparisons/NAME; return counts. Skips known votes.
 
     All files are checked before anything is written. Raises UsageError naming file and vote.
@@ -52,7 +55,9 @@ def import_votes(store: Store, source: str | Path, name: str = "votes") -> dict[
     bodies = {file: read_file(store.folder, file) for file in files}
     _check_agreeing(store.folder, bodies)
     counts = dict.fromkeys(("files", "annotators", "votes", "skipped", "comparisons"), 0)
-    with store.lock(f"comparisons/{name}"):
+    with ExitStack() as locks:
+        for held in sorted({f"comparisons/{TABLE}", f"comparisons/{name}"}):  # a server with live votes locks the first
+            locks.enter_context(store.lock(held, LOCK_SECONDS))
         table = store.comparisons(name)
         table.claim({"name": name, "imported": "votes"}, "Give the votes another --name.", empty=False)
         known = table.ids()
@@ -132,7 +137,7 @@ def check_entries(path: Path | str, pairs: list[dict[str, Any]], votes: list[Any
             raise UsageError(f"{where}: unknown pair {str(pair)[:40]!r}. {FIX}")
         if pair in orders:
             raise UsageError(f"{where}: pair {pair} occurs twice in this file. {FIX}")
-        if order not in ("ab", "ba") or choice not in CHOICES or type(time) is not int or not 0 < time < 10**14:
+        if order not in ("ab", "ba") or choice not in list(CHOICES) or type(time) is not int or not 0 < time < 10**14:
             raise UsageError(f"{where}: invalid order {order!r}, choice {choice!r} or time {time!r}. {FIX}")
         orders[pair] = order
     for number, vote in enumerate(votes, 1):

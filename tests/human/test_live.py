@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from report_synthetic import candidates, full_run, requests, store_rows
 
-from prefkit.errors import StoreError, UsageError
+from prefkit.errors import FingerprintError, StoreError, UsageError
 from prefkit.human.agreement import assess
 from prefkit.human.ballot import Ballot, Conflict
 from prefkit.human.page import VoteSettings, key_path, make_page, write_vote_page
@@ -61,6 +61,7 @@ def test_live_votes_are_the_rows_that_their_file_would_give(run, key, tmp_path):
         ballot.add(BOB, one)
     assert ballot.votes(ANN) == said and len(rows(run)) == 2 * 5
     assert len(run.comparisons("votes").parts()) == 2  # one per annotator, however many votes
+    alone = assess(run)
     (tmp_path / "files").mkdir()
     for who in (ANN, BOB):
         copy = copy_of(run.folder, key["page"], who)
@@ -71,7 +72,24 @@ def test_live_votes_are_the_rows_that_their_file_would_give(run, key, tmp_path):
         "name": "votes",
         "imported": "votes",
     }
-    assert assess(run)["annotators"] == 2
+    assert assess(run) == alone and alone["annotators"] == 2  # the same votes in two tables are no repeats
+
+
+def test_a_table_of_other_verdicts_is_refused_at_the_start(run, key):
+    run.comparisons("votes").claim({"name": "votes", "imported": "pickapic"}, "", empty=False)
+    with pytest.raises(FingerprintError, match="rename the folder"):
+        Ballot(run, key)
+
+
+def test_an_import_waits_for_a_live_vote(run, key, tmp_path):
+    file = tmp_path / "votes.json"
+    file.write_text(json.dumps(vote_file(key["page"], ANN, [vote(key, 1)], run="x", asked=8)))
+    with ThreadPoolExecutor(1) as pool:
+        with run.lock("comparisons/votes"):
+            done = pool.submit(import_votes, run, file, "people")
+            with pytest.raises(TimeoutError):
+                done.result(0.2)
+        assert done.result(20)["comparisons"] == 1
 
 
 def test_again_is_nothing_new_and_otherwise_is_a_conflict(run, key):
@@ -90,6 +108,7 @@ def test_again_is_nothing_new_and_otherwise_is_a_conflict(run, key):
         ({"pair": "p"}, "unknown pair"),
         ({"pair": ["p"]}, "unknown pair"),
         ({"choice": "both"}, "invalid order"),
+        ({"choice": []}, "invalid order"),
         ({"order": "up"}, "invalid order"),
         ({"time": -1}, "invalid order"),
         ({"time": "1"}, "invalid order"),
