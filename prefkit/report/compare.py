@@ -141,6 +141,9 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(tree, list) and tree and not any(isinstance(value, (list, Mapping)) for value in tree):
         yield prefix, ", ".join(map(str, tree))
+    elif isinstance(tree, list) and any(isinstance(value, Mapping) for value in tree):
+        for i, value in enumerate(tree):  # each key by itself, so that a secret one is hidden
+            yield from _flat(value, f"{prefix}[{i}]")
     elif tree not in (None, {}, []):
         yield prefix, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False, default=str)
 

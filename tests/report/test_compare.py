@@ -20,7 +20,7 @@ model: {base: tiny, revision: null}
 score:
   judge: {use: clip, api_key: KEY}
 train:
-  dpo: {objective: {use: dpo, beta: BETA}, steps: 60}
+  dpo: {objective: {use: dpo, beta: BETA}, steps: 60, judges: [{use: mllm, api_key: KEY}]}
 """
 
 
@@ -64,6 +64,7 @@ def test_settings_that_differ_and_no_secrets(page):
         ["score.size", "–", "jpeg"],
         ["score.judge.api_key", "(hidden)", "(hidden)"],
         ["train.dpo.objective.beta", "500", "5000"],
+        ["train.dpo.judges[0].api_key", "(hidden)", "(hidden)"],
     ]
     assert "hunter" not in page and "<beta>" not in page
 
