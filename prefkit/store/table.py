@@ -85,7 +85,7 @@ class Table:
     def remove(self, ids: set[str]) -> None:
         """Remove the rows with these ids; each part that holds one is written again, or removed if no row is left.
 
-        Parts that `write` has named are left: whoever writes them keeps them up to date.
+        Parts that `write` has named are left: their writer replaces them.
         """
         for path in self.parts():
             part = read_part(path) if NUMBERED.match(path.name) else None
