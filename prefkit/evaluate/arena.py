@@ -132,7 +132,8 @@ def arena(
         images = {model: _seeds(_images(place, wanted), cfg) for model, place in met.items()}
         games, measured = by_judge(recipe, judge, folder / judge, met, images)
         if found := standings(games):
-            result[judge] = found | {"kind": "judge"} | measured
+            # an entry of compare may have the name of a score
+            result[f"{judge} (compare)" if judge in tables else judge] = found | {"kind": "judge"} | measured
     return result
 
 

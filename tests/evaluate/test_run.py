@@ -15,6 +15,7 @@ from PIL import Image
 from prefkit import distributed
 from prefkit.config import Compare, Eval, Generate, Model, Pair, Recipe, Score, Set, Train
 from prefkit.errors import FingerprintError, UsageError
+from prefkit.evaluate import arena
 from prefkit.evaluate.images import make
 from prefkit.evaluate.run import assess_scorer, run_eval
 from prefkit.evaluate.summary import flat_rows
@@ -440,3 +441,18 @@ def test_people_alone_are_a_judge(run, result):
     ]
     assert {r["scorer"]: r["tuned"] for r in flat_rows(both) if r["model"] == "other"}["people"] is None
     assert ">people <" in write_report(store).read_text()
+
+
+def test_a_judge_with_the_name_of_a_score_has_its_own_standings(monkeypatch):
+    frame = pd.DataFrame({"request_id": ["r"], "index": [0], "id": ["i"], "value": [1.0]})
+    games = pd.DataFrame([("r", "dpo", "base", 1.0)], columns=arena.COLUMNS)
+    monkeypatch.setattr(arena, "by_judge", lambda *_: (games, {"failed": 0}))
+    monkeypatch.setattr(arena, "_images", lambda *_: frame)
+    tables = {"mllm": (dict.fromkeys(("base", "dpo"), frame), True)}
+    cfg = Eval(judges=["mllm", "other"])
+    found = arena.arena(Recipe(), cfg, Path("x"), dict.fromkeys(("base", "dpo")), tables, {"r"})
+    assert {name: one["kind"] for name, one in found.items()} == {
+        "mllm": "score",
+        "mllm (compare)": "judge",
+        "other": "judge",
+    }
