@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 WORD, QUOTED = re.compile(r"\w+"), re.compile("`([^`]+)`")
 LITERAL = re.compile(r"""'[^']*'|"[^"]*\"""")
+#: texts, quoted names and numbers, which may contain a dot
+DOTTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|(?<![\w.])\d+\.?\d*(?:[eE][+-]?\d+)?""")
+ATTRIBUTE = re.compile(r"\.\s*([^\W\d]\w*)")
+#: methods of a column that a condition may call; others, such as to_csv, write files
+METHODS = {"abs", "between", "isin", "isna", "isnull", "notna", "notnull", "round", "str"}
+METHODS |= {"contains", "endswith", "fullmatch", "len", "lower", "match", "startswith", "upper"}  # of str
 
 
 def column(alias: str) -> str:
@@ -37,6 +43,7 @@ def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
     import pandas as pd
 
     columns = [name for name in table.columns if name != "error"]
+    _check_methods(query, where, columns)
     try:
         # empty scopes, so that a query cannot use this program's variables
         mask = table.eval(query, engine="python", local_dict={}, global_dict={})
@@ -57,6 +64,20 @@ def matching(table: pd.DataFrame, query: str, where: str) -> pd.Series[bool]:
             f'{where}: {query!r} is not a condition on candidates; write a comparison, e.g. "align < 0.2".'
         )
     return mask
+
+
+def _check_methods(query: str, where: str, columns: Sequence[str]) -> None:
+    """Raise UsageError for a query that could do more than compare: the live server takes queries over the network."""
+    if "\\" in query or "'''" in query or '"""' in query:
+        raise UsageError(f"{where}: a condition may not contain backslashes or triple quotes. Compare whole values.")
+    plain = DOTTED.sub(" ", query)
+    other = set(ATTRIBUTE.findall(plain)) - METHODS
+    if other or "#" in plain:
+        name = min(other, default="#")
+        raise UsageError(
+            f"{where}: a condition may not use {name!r}; of methods, it may call {', '.join(sorted(METHODS))}. Put `backticks` "
+            f"around names that contain a dot. The columns are {', '.join(columns)}."
+        )
 
 
 def check_query(query: str, aliases: Sequence[str], where: str) -> None:
