@@ -71,8 +71,8 @@ def _notes(site: Any, known: argparse.Namespace) -> None:
     if done:
         votes = sum(row["votes"] + row["skipped"] for row in done)
         output.note(
-            f"Continuing page {site.ballot.page}, on which {len(done)} annotators have voted {votes} times. For other pairs, "
-            "give another --seed."
+            f"Continuing page {site.ballot.page} (annotators: {len(done)}, votes: {votes}). For other pairs, give another "
+            "--seed."
         )
     if known.host not in (HOST, "localhost", "::1"):
         output.warn(
