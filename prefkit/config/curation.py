@@ -16,7 +16,7 @@ class Model:
     base: str = ""
     #: Hub revision (branch, tag or commit)
     revision: str | None = None
-    #: variant of the weight files, such as fp16; null = the plain files or, in a folder without them, the variant there
+    #: variant of the weight files, such as fp16; null = the plain files or, in a folder without them, its variant
     variant: str | None = None
     #: LoRA adapters: path or Hub id -> weight
     adapters: dict[str, float] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Model:
     quantize: str | None = None
     #: encode and decode large images in tiles: saves memory, but changes pixels and latents slightly
     vae_tiling: bool = False
-    #: of prompts longer than CLIP reads (77 tokens): cut | chunks (encode them in several parts; SD and SDXL)
+    #: treatment of prompts beyond CLIP's 77 tokens: cut | chunks (encode them in several parts; SD and SDXL)
     long_prompts: str = "cut"
     #: argument of the pipeline's call -> request field with its value, extra.NAME (an image or a number)
     inputs: dict[str, str] = field(default_factory=dict)

@@ -25,7 +25,7 @@ class Eval:
     #: names of scores to evaluate; empty = all; [people] = none, only people's votes. Votes on the images (see
     #: `prefkit serve`) are always a judge
     scorers: list[str] = field(default_factory=list)
-    #: entries of `compare` whose judges compare the images of all models, base included, each two in both orders
+    #: entries of `compare` whose judges compare the images of all models, base included, each pair in both orders
     judges: list[str] = runtime(factory=list)
     #: candidates per request and model
     seeds: int = runtime(4)

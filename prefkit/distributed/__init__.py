@@ -19,14 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from prefkit import errors, output
 from prefkit.errors import PrefkitError, ProcessError, UsageError
 from prefkit.heartbeat import START, Heartbeat, store_lost
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """The arena of an evaluation: all models against each other, by every score and by judges that compare two images.
 
 Two images meet if they have the same request and index (seed). `eval.NAME.judges` names entries of `compare`, whose judges
-see each two images in both orders; contradicting answers count as a tie and as a flip. Votes of people on the same images
+see each pair of images in both orders; contradicting answers count as a tie and as a flip. Votes of people on the same images
 are in the report's section on votes.
 """
 
@@ -60,7 +60,7 @@ def players(cfg: Eval, opened: Mapping[str, Store]) -> dict[str, Store]:
 
 
 def by_scores(frames: Mapping[str, pd.DataFrame], tie: float, higher: bool) -> pd.DataFrame:
-    """Return the games [request_id, a, b, won] of each two models. frames: the models' tables of `run.values`."""
+    """Return the games [request_id, a, b, won] of each pair of models. frames: the models' tables of `run.values`."""
     import pandas as pd
 
     parts = [pd.DataFrame(columns=COLUMNS)]

@@ -1,7 +1,7 @@
 """Standings of several models: Bradley-Terry strengths with intervals, from comparisons of their images.
 
 The strength of a model is the log odds with which its image beats one of the base (without a base: of an average model).
-Ties count as half a win for both. Every request has the same weight for each two models, however many of its images were
+Ties count as half a win for both. Every request has the same weight for each pair of models, however many of its images were
 compared. Intervals are 95 % percentile bootstraps over requests, in which all strengths are fitted again.
 """
 

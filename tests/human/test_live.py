@@ -415,7 +415,7 @@ def test_the_command_prints_its_addresses_and_says_what_is_wrong(run, site, cli,
     Ballot(run, read_json(key_path(run, found["page"]))).add(ANN, vote(read_json(key_path(run, found["page"])), 0))
     code, out, err = cli("serve", run.folder, "--n", "4", "--port", "0", "--host", "0.0.0.0", "-q")
     assert code == 0 and "unencrypted" in err and "0.0.0.0" not in out
-    assert "voted 1 times" in cli("serve", run.folder, "--n", "4", "--port", "0")[2]
+    assert "votes: 1)" in cli("serve", run.folder, "--n", "4", "--port", "0")[2]
     assert cli("serve", run.folder, "--models", "base")[0] == 2 and cli("serve", run.folder / "none")[0] == 2
     with server.listen("127.0.0.1", 0) as taken:
         code, _, err = cli("serve", run.folder, "--port", taken.getsockname()[1])

@@ -29,6 +29,7 @@ TRAIN = {
     "lora": (Lora(rank=8), RESULT),
     "family": ("FAMILY", ALL),
     "steps": (9, NOTHING),
+    "start": ("other", RESULT),
     "batch_size": (3, RESULT),
     "accumulation": (2, RESULT),
     "learning_rate": (1e-4, RESULT),
