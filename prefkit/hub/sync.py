@@ -132,17 +132,19 @@ def _with_live(
     """
     both, pushed, pulled = names
 
-    def stored_here(name: str) -> bool:
-        match = LIVE.fullmatch(name)
-        return match is not None and (folder / "votes" / f"{match[1]}.{match[2]}.json").exists()
+    def votes_of(name: str) -> Path:
+        page, annotator = LIVE.fullmatch(name).groups()  # type: ignore[union-attr]
+        return folder / "votes" / f"{page}.{annotator}.json"
 
-    for name in filter(stored_here, pulled):  # the annotator has undone all votes
-        target.fs.rm_file(target.path(name))
-    pulled = [name for name in pulled if not stored_here(name)]
+    for name in filter(LIVE.fullmatch, list(pulled)):
+        # otherwise the part here was damaged, and comes back
+        if votes_of(name).exists() and all(vote["choice"] == "skip" for vote in read_json(votes_of(name))["votes"]):
+            target.fs.rm_file(target.path(name))
+            pulled.remove(name)
     for name in sorted(filter(LIVE.fullmatch, both)):
         target.get(name, scratch / name)
         if (scratch / name).read_bytes() != (folder / name).read_bytes():
-            (pushed if stored_here(name) else pulled).append(name)
+            (pushed if votes_of(name).exists() else pulled).append(name)
     return pushed, pulled
 
 

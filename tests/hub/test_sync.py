@@ -112,13 +112,17 @@ def test_usage(tmp_path, cli, monkeypatch, words, text):
 def test_live_votes_are_copied_from_where_they_were_stored(tmp_path, place):
     one, two, name = Store.create(tmp_path / "1"), tmp_path / "2", "part-live-0123456789-person-aaaaaaaaaaaa.parquet"
     table, copy = one.comparisons("votes"), Store(two).comparisons("votes")
-    write_json(one.folder / "votes" / "0123456789.person-aaaaaaaaaaaa.json", {})
+    said = one.folder / "votes" / "0123456789.person-aaaaaaaaaaaa.json"
+    write_json(said, {"votes": [{"choice": "left"}]})
     votes = [comparison_row(Comparison("a", b, "a", "person-aaaaaaaaaaaa")) for b in "bcd"]
     for held in (votes[:1], votes, votes[:2]):
         table.write(name, held)
         assert sync.sync(one.folder, place)["pushed"] == 1 and sync.sync(one.folder, place)["pushed"] == 0
         assert sync.sync(two, place)["pulled"] == 1 and copy.ids() == {row["id"] for row in held}
+    (table.folder / name).unlink()  # as if it had been damaged
+    assert sync.sync(one.folder, place)["pulled"] == 1 and len(table.ids()) == 2
     (table.folder / name).unlink()
+    write_json(said, {"votes": [{"choice": "skip"}]})  # the annotator has undone the other votes
     assert sync.sync(one.folder, place) == {"pushed": 0, "pulled": 0} and not table.parts()
     assert not any(path.endswith(name) for path in sync.Target(place).names())
 
