@@ -20,6 +20,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from importlib import metadata
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -276,9 +277,16 @@ def _attribute(kind: str, where: str, name: str) -> Any:
     return getattr(module, name)
 
 
+class _Uncached(SourceFileLoader):
+    """Compiles the file every time. Python's cached code counts as current for a second after an edit of equal length."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _from_file(kind: str, path: Path) -> Any:
     key = f"prefkit_file_{path.resolve().as_posix().replace('/', '_').replace('.', '_')}"
-    spec = importlib.util.spec_from_file_location(key, path)
+    spec = importlib.util.spec_from_file_location(key, path, loader=_Uncached(key, str(path)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[key] = module  # dataclasses and pickle look modules up by name

@@ -312,3 +312,16 @@ def test_the_name_of_an_entry_that_has_only_a_use(use, name):
     assert registry.short_name(use) == name
     if not use.startswith(("taste", "package")):
         assert list(resolve("runs/x", None, "score", [("use", use)]).score) == [name]
+
+
+def test_a_file_edited_at_once_is_read_again(tmp_path):
+    """Python's cached code has the size of the file and the second of its last change."""
+    import os
+
+    path, values = tmp_path / "mine.py", []
+    for value in "12":
+        path.write_text(f"def mine(images, prompts):\n    return [{value}.0] * len(images)\n")
+        os.utime(path, (1e9, 1e9))
+        scorer = make_scorer(f"{path}:mine", {})
+        values.append(scorer.function([0], ["p"]))
+    assert values == [[1.0], [2.0]]
