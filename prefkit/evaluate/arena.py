@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
 from prefkit.evaluate import statistics, tiers
+from prefkit.evaluate.sets import is_control
 from prefkit.human.standings import standings
 from prefkit.store.table import Table
 from prefkit.types import Candidate, comparison_schema, digest
@@ -153,9 +154,15 @@ def _seeds(frame: pd.DataFrame, cfg: Eval) -> pd.DataFrame:
 
 
 def rows_of(arenas: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Yield table rows for the terminal: one per set, judge and model. arenas: result.json's `arena`."""
+    """Yield table rows for the terminal: one per set, judge and model. arenas: result.json's `arena`.
+
+    A ranking by scores of one model and its controls says no more than the table of verdicts, and is left to the report.
+    """
     for set_name, judges in arenas.items():
         for judge, found in judges.items():
+            rivals = [row for row in found["models"] if row["model"] != "base" and not is_control(row["model"])]
+            if len(rivals) < 2 and found["kind"] == "score":
+                continue
             for row in found["models"]:
                 strength = f"{row['strength']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
                 flips = "" if found.get("flips") is None else f"{found['flips']:.0%}"

@@ -456,3 +456,17 @@ def test_a_judge_with_the_name_of_a_score_has_its_own_standings(monkeypatch):
         "mllm (compare)": "judge",
         "other": "judge",
     }
+
+
+def test_a_model_and_its_controls_are_ranked_in_the_report_only():
+    from prefkit.evaluate.arena import rows_of
+
+    row = {"strength": 0.1, "low": 0.0, "high": 0.2, "points": 0.5}
+
+    def shown(kind, *models):
+        found = {"kind": kind, "ties": 0.0, "models": [row | {"model": model} for model in models]}
+        return [each["model"] for each in rows_of({"held_out": {"align": found}})]
+
+    assert shown("score", "base", "dpo", "dpo-sft", "dpo-flipped") == []
+    assert shown("score", "base", "dpo", "nft") == ["base", "dpo", "nft"]
+    assert shown("judge", "base", "dpo", "dpo-sft") == ["base", "dpo", "dpo-sft"]
