@@ -248,7 +248,7 @@ def _secret(store: Store) -> str:
 
 def _save_secret(path: Path) -> None:
     path.touch(0o600)  # before it holds the secret
-    path.write_text(json.dumps({"secret": secrets.token_hex(32)}))
+    path.write_text(json.dumps({"secret": secrets.token_hex(32)}), encoding="utf-8")
 
 
 def _token(secret: str, *names: str) -> str:

@@ -109,9 +109,9 @@ child = subprocess.Popen([sys.executable, "-c", "import subprocess, sys, time; p
                           "'import time; time.sleep(600)']); print(p.pid, flush=True); time.sleep(600)"],
                          stdout=subprocess.PIPE, text=True)
 interrupts.track(child)
-print(child.pid, child.stdout.readline().strip(), flush=True)
 with interrupts.handled(at_once=True):
     try:
+        print(child.pid, child.stdout.readline().strip(), flush=True)  # signals are handled from here on
         time.sleep(600)
     finally:
         print("writing", flush=True)
