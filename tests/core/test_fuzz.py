@@ -31,7 +31,7 @@ for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, 60), (res
 main(sys.argv[1:])
 """
 DRAWS = 2000
-FEW = range(0, DRAWS, 80)
+FEW = range(0, DRAWS, 40)
 TASTE = "def muted(images, prompts):\n    return [float(sum(i.resize((1, 1)).getpixel((0, 0)))) for i in images]\n"
 
 

@@ -18,22 +18,26 @@ LIMIT = 25 * 2**20  # bytes of everything in prefkit/tiny
 
 
 def test_the_pipeline_draws_what_complete_prompts_ask_for():
-    """32 images of the gate's 256 (20 steps, guidance 3). The gate is item .85, colour .95, background .98; the test
-    allows for two standard errors of 32 images: .126, .077 and .049."""
+    """64 images of the gate's 256 (20 steps, guidance 3). The gate is item .85, colour .95, background .98; with 64
+    images three standard errors are .13, .08 and .05, and the test allows for two."""
     from prefkit.models.load.pipeline import load_pipeline
 
     pipe = load_pipeline(tiny.NAME)
-    wanted = [r.prompt for r in requests("full", 16, 16)]
-    seeds = [torch.Generator().manual_seed(i) for i in range(32)]
+    wanted = [r.prompt for r in requests("full", 32, 32)]
+    images = []
     with torch.inference_mode():
-        seen = read_many(pipe(wanted, num_inference_steps=20, guidance_scale=3.0, generator=seeds).images)
+        for start in range(0, 64, 32):
+            seeds = [torch.Generator().manual_seed(start + i) for i in range(32)]
+            found = pipe(wanted[start : start + 32], num_inference_steps=20, guidance_scale=3.0, generator=seeds)
+            images += found.images
+    seen = read_many(images)
 
     def share(name: str) -> float:
-        return sum(getattr(asked(text), name) == getattr(s, name) for text, s in zip(wanted, seen)) / 32
+        return sum(getattr(asked(text), name) == getattr(s, name) for text, s in zip(wanted, seen)) / 64
 
-    assert share("item") >= 0.85 - 0.126
-    assert share("colour") >= 0.95 - 0.077
-    assert share("background") >= 0.98 - 0.049
+    assert share("item") >= 0.85 - 0.09
+    assert share("colour") >= 0.95 - 0.055
+    assert share("background") >= 0.98 - 0.035
 
 
 def test_the_clip_tells_items_and_colours_apart():

@@ -10,9 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefkit.store import Store
-from prefkit.train.run import checked
-
 FOLDER = Path(__file__).parents[2] / "pipelines" / "study"
 SMALL = {"steps": 1, "batch_size": 2, "warmup": 0, "lora": {"rank": 2, "targets": ["to_q"]}}
 
@@ -61,8 +58,7 @@ def test_a_study_stops_goes_on_and_looks_at_held_out_requests_last(study, tmp_pa
 
     for objective in settings["objectives"]:  # each can be trained as the grid asks for it
         cell = run.Cell(objective, 0, "topk", 0)
-        recipe = whole.recipe(cell)
-        checked(Store(recipe.run), recipe, cell.name)
+        run.Run(recipe=whole.recipe(cell)).train([cell.name])
 
 
 def test_validation_requests_are_neither_trained_on_nor_held_out(monkeypatch):

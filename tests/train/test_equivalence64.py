@@ -61,9 +61,7 @@ COMPILED = (Lora(rank=4), 1e-3, "eager")
 
 # eager compiles what dynamo traces as it stands: does each of policy and reference get its own? aot_eager also makes the
 # backward pass, whose sums come in another order
-@pytest.mark.parametrize(
-    ("lora", "rate", "backend"), [COMPILED, pytest.param(None, 1e-5, "aot_eager", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("lora", "rate", "backend"), [COMPILED, (None, 1e-5, "aot_eager")])
 def test_every_way_to_compute_a_step_gives_one_trajectory(run, pair_rows, in_float64, monkeypatch, lora, rate, backend):
     monkeypatch.setattr(computing, "BACKEND", backend)
     sizes = (

@@ -14,6 +14,7 @@ from prefkit.config import Choice, Generate, Lora
 from prefkit.distributed.collectives import Processes
 from prefkit.errors import FingerprintError, PluginError, TrainingError, UsageError
 from prefkit.models import precision
+from prefkit.testing import TINY_KINDS
 from prefkit.train.data.pairs import PairSource, read_pairs
 from prefkit.train.monitor.validation import Validation
 from prefkit.train.optimizers import rate_factor
@@ -32,10 +33,8 @@ def steps(store, name="dpo"):
 @pytest.mark.parametrize(
     "kind, lora, rate",
     [
-        *((kind, None, 2e-3) for kind in ("sd", "sdxl", "flux")),
-        *((kind, Lora(rank=4), 1e-2) for kind in ("sd-v", "sd3")),
-        *(pytest.param(kind, None, 2e-3, marks=pytest.mark.slow) for kind in ("sd-v", "sd3")),
-        pytest.param("flux", Lora(rank=4), 1e-2, marks=pytest.mark.slow),
+        *((kind, None, 2e-3) for kind in TINY_KINDS),
+        *((kind, Lora(rank=4), 1e-2) for kind in ("sd-v", "sd3", "flux")),
     ],
 )
 def test_training_learns_and_starts_at_log_two(run, kind, lora, rate, loop_of):

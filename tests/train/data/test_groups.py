@@ -132,7 +132,7 @@ def test_the_moving_reference_follows_and_the_policy_is_as_before(run, lora):
 def test_a_resumed_training_equals_an_uninterrupted_one(run, pair_rows, choice):
     rows = [row | {"score_gap": 1.0} for row in pair_rows(6)]
     found = []
-    for where, limits in (("whole", [None]), ("parts", [2, None])):
+    for where, limits in (("whole", [None]), ("parts", [1, 2, None])):
         store, recipe = run(where=where, rows=rows, objective=choice, learning_rate=1e-2, validation=1)
         for limit in limits:
             run_train(store, recipe, "dpo", limit=limit)

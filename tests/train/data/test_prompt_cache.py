@@ -41,9 +41,7 @@ def watched(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize(
-    ("kind", "use", "flip"), [("sd", "dpo", True), pytest.param("flux", "kto", False, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("kind", "use", "flip"), [("sd", "dpo", True), ("flux", "kto", False)])
 def test_full_and_off_are_one_training(run, pair_rows, watched, kind, use, flip):
     rows = [row | {"caption": f"thing {i}"} for i, row in enumerate(pair_rows(8) + pair_rows(3, 1, (128, 64)))]
     settings = {"rows": rows, "steps": 5, "validation": 1, "accumulation": 2, "objective": Choice(use), "flip": flip}

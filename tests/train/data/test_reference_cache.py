@@ -40,7 +40,7 @@ def loop_of(store, recipe, **changes):
     return make_trainer(plan, Job("dpo", config), data, Processes("cpu"))
 
 
-@pytest.mark.parametrize("kind", ["sd", pytest.param("flux", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["sd", "flux"])
 def test_a_sweep_looks_the_reference_up_and_learns_the_same(run, monkeypatch, kind):
     """Without the cache, while filling it, and from it alone, bit by bit. 6 steps of 2 reach the third visit of 4 pairs."""
     plain, recipe = run(kind, where="plain", steps=6)
