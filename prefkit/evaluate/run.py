@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
 from prefkit.distributed import device_of, group
+from prefkit.engines import for_workers
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.evaluate import arena, people, sets, tiers
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
@@ -100,6 +101,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         return processes.lead(write_result)
 
 
+@for_workers
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
     """Check the recipe; return (eval settings, generator name, generator settings, scorer specs). Raises UsageError."""
     _check_entry(recipe, name)
