@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from prefkit import distributed, interrupts, output
+from prefkit import distributed, engines, interrupts, output
 from prefkit.cli import engine, shard
 from prefkit.errors import PrefkitError, TooManyFailures, UsageError
 
@@ -85,6 +85,8 @@ def run(argv: list[str]) -> int:
             return _command(argv)
         except BaseException as error:  # a plug-in may call sys.exit
             return _failed(error)
+        finally:
+            engines.use(None)
 
 
 def _command(argv: list[str]) -> int:

@@ -52,13 +52,17 @@ class Engine(Protocol):
     def checking(self) -> AbstractContextManager[None]:
         """Context of checks for which the devices of the workers count, not those of this machine."""
 
+    def close(self) -> None:
+        """End what `spread` has started."""
+
 
 _current: Engine = Local()
 
 
 def use(engine: Engine | None) -> None:
-    """Make `engine` the engine of all stages; None: this process."""
+    """Close the current engine, and make `engine` the engine of all stages; None: this process."""
     global _current
+    _current.close()
     _current = engine or Local()
 
 

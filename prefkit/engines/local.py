@@ -18,3 +18,6 @@ class Local:
 
     def checking(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -35,12 +35,13 @@ class Ray:
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
+        self.connected = False  # True if this object, not the calling program, has connected to the cluster
 
     def checking(self) -> AbstractContextManager[None]:
         return distributed.devices_elsewhere()
 
     def spread(self, work: Work, units: Units, keep: Keep) -> None:
-        connect()
+        self.connected |= connect()
         pool = Pool(work, units, self.workers)
         self.width = pool.size
         output.note(f"{work.label}: {pool.size} Ray worker{'s' * (pool.size != 1)}, each on one {pool.resource}")
@@ -53,16 +54,26 @@ class Ray:
             finally:
                 pool.close()
 
+    def close(self) -> None:
+        """Disconnect, after which Ray prints no more messages; a cluster that `connect` has started ends."""
+        if self.connected:
+            import ray
 
-def connect() -> None:
+            ray.shutdown()
+            self.connected = False
+
+
+def connect() -> bool:
     """Connect to the cluster of RAY_ADDRESS or of this machine, or start one on this machine. Raises ProcessError.
+
+    Returns False if this process is connected already.
 
     Ray's handler of SIGTERM is replaced by the previous one, which lets the command end the workers.
     """
     import ray
 
     if ray.is_initialized():
-        return
+        return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     try:
@@ -77,6 +88,7 @@ def connect() -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    return True
 
 
 class Actor:
