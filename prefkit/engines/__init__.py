@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Work:
-    """What each worker runs: `worker(*arguments)` loads the model, and its method `do(units)` returns a result."""
+    """The work of a stage: `worker(*arguments)` loads the model, and its method `do(units)` returns a result."""
 
     label: str  # of the progress bar
     worker: Callable[..., Any]

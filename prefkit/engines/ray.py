@@ -44,7 +44,8 @@ class Ray:
         self.connected |= connect()
         pool = Pool(work, units, self.workers)
         self.width = pool.size
-        output.note(f"{work.label}: {pool.size} Ray worker{'s' * (pool.size != 1)}, each on one {pool.resource}")
+        workers = "1 Ray worker," if pool.size == 1 else f"{pool.size} Ray workers, each"
+        output.note(f"{work.label}: {workers} with a {pool.resource}")
         with output.Progress(work.label, sum(map(len, units))) as progress:
             try:
                 pool.start()

@@ -163,13 +163,13 @@ def same_as_one(where, cli, monkeypatch, *verbs):
 def test_two_machines_make_and_score_the_same_bytes(where, start, cli, monkeypatch):
     (where / "seconds").write_text("0.1")
     made, err = ended(start("generate", "-r", "many.yaml"))
-    assert made["own"]["made"] == 48 and "2 Ray workers, each on one CPU" in err
+    assert made["own"]["made"] == 48 and "2 Ray workers, each with a CPU" in err
     assert len(set(calls(where))) == 2
     scored, _ = ended(start("score", "-r", "many.yaml"))
     assert scored["size"]["scored"] == scored["wide"]["scored"] == 48
     same_as_one(where, cli, monkeypatch, "generate", "score")
     again, err = ended(start("score", "-r", "many.yaml"))
-    assert again["size"]["present"] == 48 and "Ray workers" not in err
+    assert again["size"]["present"] == 48 and "Ray worker" not in err
 
 
 def test_a_killed_worker_and_a_replaced_machine_lose_nothing(where, start, machines, cli, monkeypatch):
@@ -235,5 +235,5 @@ def test_an_error_of_the_generator_ends_the_command_with_its_message(where, star
 
 def test_run_makes_images_of_generate_and_eval_on_the_cluster(recipe, where, start):
     result, err = ended(start("run", "-r", str(recipe)))
-    assert err.count("Ray workers, each on one CPU") >= 6  # generate, score, and eval's images and scores of two models
+    assert err.count("Ray worker") >= 6  # generate, score, and eval's images and scores of two models
     assert result["eval"]["held_out"]["sets"] and (recipe.parent / "run" / "report.html").exists()
