@@ -22,7 +22,7 @@ from prefkit import interrupts, output
 from prefkit.config import Train
 from prefkit.distributed.collectives import Processes
 from prefkit.store.tensors import save_tensors
-from prefkit.train import checkpoint, diagnose, fsdp, precision
+from prefkit.train import checkpoint, diagnose, fsdp, precision, text_encoding
 from prefkit.train.data.batches import Batch, order
 from prefkit.train.data.prompt_cache import prefetch
 from prefkit.train.monitor import early_stop
@@ -199,8 +199,11 @@ class Trainer(TrainingLoop):
         return micro_batches
 
     def residuals(self, net: Any, batch: Batch) -> dict[str, Tensor]:
+        condition = batch.condition
+        if self.policy.changes_text():
+            condition = text_encoding.encoded(self.family, self.data, batch)
         with precision.autocast(self.config, self.processes.device):
-            return self.family.residuals(net, batch.latents, batch.draw, batch.condition)
+            return self.family.residuals(net, batch.latents, batch.draw, condition)
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss [G], summed over heads and with gradients, and the metrics, each [G]."""
