@@ -136,7 +136,7 @@ def test_diffusers_alone_draws_the_images_that_generate_draws(run):
         seed = torch.Generator().manual_seed(0)
         images.append(pipe("a red cat", num_inference_steps=1, generator=seed, output_type="pt").images)
     assert torch.equal(images[0], images[1])
-    assert (images[1] - images[2]).abs().max() > 1e-2
+    assert (images[1] - images[2]).abs().max() > 1e-3
 
 
 def beside(recipe, **changes):
