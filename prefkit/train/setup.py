@@ -142,7 +142,9 @@ class ModelLoader:
 
     def latents_folder(self) -> Path:
         """Return the folder with the images' latents and loss weights."""
-        return self.caches / cache_keys.latents_key(self._common)
+        base, *rest = self._common
+        images = {key: value for key, value in base.items() if key != "long_prompts"}
+        return self.caches / cache_keys.latents_key([images, *rest])
 
     def conditions_folder(self) -> Path:
         """Return the folder of the prompts' conditions. Its name depends on the recorded pipeline call, if there is one."""
