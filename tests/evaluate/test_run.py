@@ -408,6 +408,7 @@ def test_distances_to_real_images(run, result, tmp_path: Path, capsys):
 
 def test_people_alone_are_a_judge(run, result):
     """Without a scorer, eval makes the images and says how to have them judged; then it reports the votes."""
+    from prefkit.cli.next_step import voting
     from prefkit.human.agreement import assess
     from prefkit.human.ballot import Ballot
     from prefkit.human.page import VoteSettings, make_page
@@ -416,8 +417,10 @@ def test_people_alone_are_a_judge(run, result):
     store, recipe = run
     entry = replace(recipe.eval["held"], scorers=["people"], sets={"own": Set()})
     alone = replace(recipe, score={}, eval={"held": entry})
-    assert run_eval(store, alone, "held")["sets"]["own"]["other"] == {}
-    assert "Nobody has judged these images yet" in write_report(store).read_text()
+    unjudged = run_eval(store, alone, "held")
+    assert unjudged["sets"]["own"]["other"] == {} and "brighter" in unjudged["arena"]["own"]
+    assert voting(store, "held", unjudged).startswith("nobody has voted on the images of eval held yet. next: prefkit")
+    assert "Nobody has voted on these images yet" in write_report(store).read_text()
     page = make_page(store, VoteSettings(models=("base", "other"), set="own", n=12, repeats=2))
     ballot = Ballot(store, page.key)
     for who in ("person-aaaaaaaaaaaa", "person-bbbbbbbbbbbb"):
