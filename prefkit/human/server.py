@@ -163,7 +163,7 @@ class Site:
             if text not in self.printed:  # the page repeats its request
                 output.error(text)
             self.printed.add(text)
-            text = "it cannot read or store votes; tell the person who gave you the address"
+            text = "votes cannot be read or stored; tell the person who gave you the address"
         return _answer(request, text, 400 if isinstance(error, UsageError) else 500)
 
     # -- access ---------------------------------------------------------------------------------------------------

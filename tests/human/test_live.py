@@ -379,7 +379,11 @@ def test_an_annotator_does_not_see_what_failed(run, site, monkeypatch, capsys):
     answers = [client.post(f"/{token}/votes/{ANN}", json=vote(made.page.key, 1)) for _ in range(2)]
     answers.append(client.get(f"/{token}/votes/{ANN}"))
     for answer in answers:
-        assert answer.status_code == 400 and str(run.folder) not in answer.text and "store votes" in answer.text
+        assert (
+            answer.status_code == 400
+            and str(run.folder) not in answer.text
+            and "votes cannot be read or stored" in answer.text
+        )
     assert capsys.readouterr().err.count(f"{ANN}.json") == 1  # printed once for the owner
     shown = client.get(f"/{made.owner}/contact", params={"filter": "nothing > 1"})
     assert shown.status_code == 400 and "--filter" in shown.text
