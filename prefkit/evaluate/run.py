@@ -70,6 +70,8 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
 
         def write_result() -> dict[str, Any]:
             result: dict[str, Any] = {"sets": {}, "arena": {}}
+            # the folders may hold further requests from an earlier, larger evaluation
+            result["requests"] = {set_name: [r.request_id for r in members] for set_name, members in requests.items()}
             bases, encoder = {}, encoder_of(cfg)
             real, of_real = _real(store, name, cfg)
             usable, left_out = list(specs), dict[str, str]()
