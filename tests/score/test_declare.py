@@ -170,6 +170,24 @@ def test_weights_of_the_users_choice(clip, tmp_path):
     check_licence(scorer, [], "score.a")
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "licence"),
+    [
+        ("pickscore", "model", "MIT"),
+        ("sciscore", "model", "Apache-2.0"),
+        ("siglip", "model", "Apache-2.0"),
+        ("imagereward", "model", "Apache-2.0"),
+        ("aesthetic", "head", "Apache-2.0"),
+        ("hpsv2", "checkpoint", "Apache-2.0"),
+    ],
+)
+def test_other_weights_have_their_own_licence(name, key, licence, tmp_path, monkeypatch):
+    for module in ("prefkit.models.load.revision.weights_revision", "prefkit.score.embed.weights.file_revision"):
+        monkeypatch.setattr(module, lambda *_: "1")
+    assert make_scorer(name, {}).spec().licence == licence
+    assert make_scorer(name, {key: str(tmp_path)}).spec().licence == "that of the weights"
+
+
 def test_plugins_shows_licences_and_what_was_verified(cli):
     code, out, _ = cli("plugins", "--json")
     rows = {row["name"]: row for row in json.loads(out) if row["kind"] == "scorer"}
