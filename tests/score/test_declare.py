@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.score.core import make_scorer
 from prefkit.score.embed.weights import verified_as
 from prefkit.score.licence import check_licence, licences, restriction
-from prefkit.store.table import check_fingerprint
+from prefkit.store.table import check_fingerprint, compare_settings
 from prefkit.types import Candidate
 from prefkit.verified import shown
 
@@ -185,7 +186,9 @@ def test_other_weights_have_their_own_licence(name, key, licence, tmp_path, monk
     for module in ("prefkit.models.load.revision.weights_revision", "prefkit.score.embed.weights.file_revision"):
         monkeypatch.setattr(module, lambda *_: "1")
     assert make_scorer(name, {}).spec().licence == licence
-    assert make_scorer(name, {key: str(tmp_path)}).spec().licence == "that of the weights"
+    spec = asdict(make_scorer(name, {key: str(tmp_path)}).spec())
+    assert spec["licence"] == "that of the weights"
+    compare_settings(tmp_path, spec | {"licence": licence}, spec, "")  # earlier runs are continued
 
 
 def test_plugins_shows_licences_and_what_was_verified(cli):
