@@ -72,7 +72,7 @@ class Case:
     @cached_property
     def following(self) -> str:
         """The first option that is set for how a reference follows the policy after each round; "" if there is none."""
-        options = self.objective.options if hasattr(self.objective, "kept") else None
+        options: Any = self.objective.options if hasattr(self.objective, "kept") else None
         keys = [key for key in ("decay", "ramp") if hasattr(options, key)]
         return next((key for key in keys if getattr(options, key) != getattr(type(options)(), key)), "")
 

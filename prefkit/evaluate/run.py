@@ -69,9 +69,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             return dict(counts)
 
         def write_result() -> dict[str, Any]:
-            result: dict[str, Any] = {"sets": {}, "arena": {}}
-            # the folders may hold further requests from an earlier, larger evaluation
-            result["requests"] = {set_name: [r.request_id for r in members] for set_name, members in requests.items()}
+            result: dict[str, Any] = {"sets": {}, "arena": {}, "requests": _ids(requests)}
             bases, encoder = {}, encoder_of(cfg)
             real, of_real = _real(store, name, cfg)
             usable, left_out = list(specs), dict[str, str]()
@@ -102,6 +100,11 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             return result
 
         return processes.lead(write_result)
+
+
+def _ids(requests: dict[str, list[Request]]) -> dict[str, list[str]]:
+    """Return the ids of each set's requests: the folders may hold more, from an earlier, larger evaluation."""
+    return {set_name: [request.request_id for request in members] for set_name, members in requests.items()}
 
 
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:

@@ -55,9 +55,9 @@ def is_variant(model: str) -> bool:
 
 
 def evaluated(result: dict[str, Any], folder: Path) -> set[str]:
-    """Return the ids of the requests that an evaluation compared on the set in `folder`, of which base/ may hold more.
+    """Return the ids of the requests that an evaluation compared on the set in `folder`; base/ may hold more.
 
-    result.json of earlier versions does not name them: all requests of base/.
+    If result.json does not name them (earlier versions): all requests of base/.
     """
     named = result.get("requests", {}).get(folder.name)
     return set(named) if named is not None else {r.request_id for r in Store(folder / "base").requests()}
