@@ -186,7 +186,7 @@ def test_other_weights_have_their_own_licence(name, key, licence, tmp_path, monk
     for module in ("prefkit.models.load.revision.weights_revision", "prefkit.score.embed.weights.file_revision"):
         monkeypatch.setattr(module, lambda *_: "1")
     assert make_scorer(name, {}).spec().licence == licence
-    spec = asdict(make_scorer(name, {key: str(tmp_path)}).spec())
+    spec = json.loads(json.dumps(asdict(make_scorer(name, {key: str(tmp_path)}).spec())))
     assert spec["licence"] == "that of the weights"
     compare_settings(tmp_path, spec | {"licence": licence}, spec, "")  # earlier runs are continued
 
