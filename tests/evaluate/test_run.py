@@ -121,8 +121,10 @@ def test_written_as_returned_and_without_nan(run, result):
     assert "NaN" not in text and "Infinity" not in text
 
 
-def test_every_set_model_and_scorer_has_a_whole_row(result):
+def test_every_set_model_and_scorer_has_a_whole_row(run, result):
     assert list(result["sets"]) == ["own", "file"]
+    base = Store(run[0].eval("held") / "own" / "base")
+    assert set(result["requests"]["own"]) == {r.request_id for r in base.requests()}
     for models in result["sets"].values():
         assert list(models) == ["same", "other", "other-sft", "base-s3"]
         for scorers in models.values():
