@@ -76,8 +76,8 @@ def _left_out(source: Pairs, layout: str, keeps: Collection[str]) -> dict[str, i
         )
     if counts["edits"]:
         warn(
-            f"export: pairs made with input images ({', '.join(source.input_columns)}): {counts['edits']}. {layout} does "
-            "not hold these images, so a model that is trained on this export does not see them."
+            f"export: pairs made with input images: {counts['edits']}. {layout} does not hold these images, so a model "
+            "that is trained on this export does not see them."
         )
     if counts["ties"]:
         note(f"export: ties left out: {counts['ties']}.")

@@ -206,7 +206,7 @@ def test_sizes_formats_and_lines_that_a_reader_cannot_use(tmp_path, capsys):
 def test_input_images_that_a_layout_cannot_hold_are_reported(edit, tmp_path, layout, capsys):
     found = run_export(str(edit), tmp_path / "out", layout=layout)
     assert found["edits_left_out"] == 9 and found.get("soft_left_out") == (None if layout == "chosen_rejected" else 9)
-    assert f"made with input images (source, strength): 9. {layout} does not hold" in capsys.readouterr().err
+    assert f"made with input images: 9. {layout} does not hold" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
