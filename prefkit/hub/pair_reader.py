@@ -117,8 +117,8 @@ class Pairs:
     def _requests(self) -> dict[str, Request]:
         return {r.request_id: r for r in self.run.requests()} if self.run is not None and self.input_columns else {}
 
-    def input_images(self, pair: PairOut) -> dict[str, bytes]:
-        """Return {id: encoded image} of the input images of a pair's request, in the order of model.inputs.
+    def input_images(self, pair: PairOut) -> list[tuple[str, bytes]]:
+        """Return (id, encoded image) of each of the input images of a pair's request, in the order of model.inputs.
 
         Raises UsageError if the run lacks the request or an image.
         """
@@ -129,7 +129,7 @@ class Pairs:
                 f"{self.folder.parents[1]}, so its input image ({', '.join(self.input_columns)}) is unknown. Remove the "
                 "pair, or make the pairs again with `prefkit pair`."
             )
-        return {name: shown(self._input_image(name)) for name in self._input_ids(pair)}
+        return [(name, shown(self._input_image(name))) for name in self._input_ids(pair)]
 
     def _input_ids(self, pair: PairOut) -> list[str]:
         """Return the ids of a pair's input images; [] if the run does not have its request."""

@@ -77,7 +77,7 @@ class FlowFactory:
     def _inputs(self, pairs: Pairs, pair: PairOut, folder: Path) -> list[str]:
         """Write the input images of a pair, each once; return their paths relative to images/."""
         paths = []
-        for name, data in pairs.input_images(pair).items():
+        for name, data in pairs.input_images(pair):
             known = next(folder.glob(f"inputs/{name}.*"), None)
             paths.append((known or write_image(folder, f"inputs/{name}", data)).relative_to(folder).as_posix())
         return paths
