@@ -39,10 +39,11 @@ class MovingAverage:
 class Policy:
     """A network in training, and its reference.
 
-    net: the denoiser being trained. text_encoders: component name -> text encoder being trained (LoRA). start (LoRA): the adapters that are active in the reference. frozen: a separate
+    net: the denoiser being trained. start (LoRA): the adapters that are active in the reference. frozen: a separate
     reference network, if full weights are trained against a frozen reference. snapshot (online): weights of the
     reference in the order of `parameters()`, refreshed every few rounds. average: the moving reference, for objectives
-    with reference "ema". sharded: True if the parameters are DTensors (fsdp.py).
+    with reference "ema". sharded: True if the parameters are DTensors (fsdp.py). text_encoders (LoRA): component name
+    -> text encoder being trained, whose adapters are switched, averaged and saved together with those of `net`.
     """
 
     net: Any

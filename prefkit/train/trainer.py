@@ -22,9 +22,10 @@ from prefkit import interrupts, output
 from prefkit.config import Train
 from prefkit.distributed.collectives import Processes
 from prefkit.store.tensors import save_tensors
-from prefkit.train import checkpoint, diagnose, fsdp, precision, text_encoding
+from prefkit.train import checkpoint, diagnose, fsdp, precision
 from prefkit.train.data.batches import Batch, order
 from prefkit.train.data.prompt_cache import prefetch
+from prefkit.train.data.text_encoding import encoded
 from prefkit.train.monitor import early_stop
 from prefkit.train.monitor.metrics import Log, WinnerRegressionWarning, finite
 from prefkit.train.objectives._contract import loss_of
@@ -201,7 +202,7 @@ class Trainer(TrainingLoop):
     def residuals(self, net: Any, batch: Batch) -> dict[str, Tensor]:
         condition = batch.condition
         if self.policy.changes_text():
-            condition = text_encoding.encoded(self.family, self.data, batch)
+            condition = encoded(self.family, self.data, batch)
         with precision.autocast(self.config, self.processes.device):
             return self.family.residuals(net, batch.latents, batch.draw, condition)
 

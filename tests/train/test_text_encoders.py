@@ -19,7 +19,7 @@ from prefkit.models.load.trained import trained_model
 from prefkit.models.lora import adapters
 from prefkit.models.lora.files import export_as
 from prefkit.models.lora.text_encoders import check_text_encoders
-from prefkit.train import text_encoding
+from prefkit.train.data import text_encoding
 from prefkit.train.run import checked, run_train
 from prefkit.train.trainer import Trainer
 
