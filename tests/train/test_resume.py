@@ -156,6 +156,7 @@ def test_two_processes_give_what_one_gives(run, start, pair_rows):
     assert run_train(two, recipe, "dpo")["steps"] == 5  # one process with the same global batch: the same training
 
 
+@pytest.mark.slow  # the sum over processes is that of every training
 def test_two_processes_give_what_one_gives_with_text_encoders(run, start):
     settings = {"steps": 2, "lora": Lora(rank=2, text_encoder=True), "max_grad_norm": 0.1}
     one, recipe = run(where="one", batch_size=4, **settings)
