@@ -25,7 +25,8 @@ from prefkit.tiny.scene import SHADOW, backdrop, place
 
 BORDER = 2  # px at the image's edge that no garment covers
 DARKEST = 0.35  # opacity of a shadow, at most
-DIFFERENT = 0.09  # distance from backdrop and shadow in RGB, 0 to sqrt(3), from which a pixel belongs to a garment
+DIFFERENT = 0.09  # distance from backdrop and shadow in RGB, 0 to sqrt(3), above which a pixel belongs to a garment
+NOISE = 2.0  # the same, as a multiple of the distance that a tenth of the border exceeds
 SMALLEST = 60  # px of a garment
 GRID = 20  # px of the side of compared outlines and drawings
 ANGLES = (-4.0, 0.0, 4.0)
@@ -41,8 +42,7 @@ def garments(images: list[Image.Image]) -> list[list[Detection]]:
 
 
 def _garments(pixels: np.ndarray) -> list[Detection]:
-    ground = _ground(pixels)
-    foreground = _foreground(pixels / 255, ground / 255)
+    foreground = _foreground(pixels)
     parts, _ = ndimage.label(ndimage.binary_dilation(foreground, np.ones((3, 3))), np.ones((3, 3)))
     parts *= foreground
     found = []
@@ -54,15 +54,32 @@ def _garments(pixels: np.ndarray) -> list[Detection]:
     return found
 
 
+def _foreground(pixels: np.ndarray) -> np.ndarray:
+    """Return a mask [H, W] of the pixels of garments. Images with a noisy border are first filtered by a median."""
+    for picture in (pixels, ndimage.median_filter(pixels, (3, 3, 1))):
+        ground, border = _ground(picture), _border(picture)
+        ground = (ground + np.median((picture - ground)[border], axis=0)).clip(0, 255) / 255
+        distance = _distance(picture / 255, ground)
+        noise = NOISE * float(np.quantile(distance[border], 0.9))
+        if noise < DIFFERENT:
+            break
+    return distance > max(DIFFERENT, noise)
+
+
 def _ground(pixels: np.ndarray) -> np.ndarray:
-    """Return the backdrop nearest to the image's border, uint8 [H, W, 3]."""
+    """Return the backdrop nearest to the image's border, float64 [H, W, 3] in 0..255."""
     height, width = pixels.shape[:2]
-    border = np.ones((height, width), bool)
-    border[BORDER:-BORDER, BORDER:-BORDER] = False
+    border = _border(pixels)
     grounds = [_tiled(b, p, height, width) for b in BACKGROUNDS for p in PATTERNS]
     errors = [np.median(np.abs(pixels[border].astype(int) - ground[border]).sum(-1)) for ground in grounds]
     means = [np.abs(pixels[border].astype(int) - ground[border]).mean() for ground in grounds]
-    return grounds[int(np.lexsort((means, errors))[0])]
+    return grounds[int(np.lexsort((means, errors))[0])].astype(np.float64)
+
+
+def _border(pixels: np.ndarray) -> np.ndarray:
+    border = np.ones(pixels.shape[:2], bool)
+    border[BORDER:-BORDER, BORDER:-BORDER] = False
+    return border
 
 
 @cache
@@ -72,12 +89,12 @@ def _tiled(background: str, pattern: str, height: int, width: int) -> np.ndarray
     return np.tile(ground, times)[:height, :width]
 
 
-def _foreground(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """Return a mask [H, W] of the pixels that differ from the backdrop under any shadow up to DARKEST."""
+def _distance(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """Return the distance [H, W] of each pixel from the backdrop under any shadow up to DARKEST; colours from 0 to 1."""
     dark = np.array(SHADOW) / 255 - ground
     opacity = ((pixels - ground) * dark).sum(-1) / (dark**2).sum(-1)
     shaded = ground + opacity.clip(0, DARKEST)[..., None] * dark
-    return np.linalg.norm(pixels - shaded, axis=-1) > DIFFERENT
+    return np.linalg.norm(pixels - shaded, axis=-1)
 
 
 def _named(part: np.ndarray, mask: np.ndarray) -> tuple[str, float]:

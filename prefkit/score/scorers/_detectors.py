@@ -90,18 +90,27 @@ class Function:
                 f"{self.who} returned {described(results)} for {len(images)} images; it must return a list with one "
                 "list of objects per image."
             )
-        return [[self._found(one) for one in objects] for objects in results]
+        return [[self._found(one, image) for one in objects] for image, objects in zip(images, results)]
 
-    def _found(self, one: Any) -> Found:
+    def _found(self, one: Any, image: Image) -> Found:
+        import numpy as np
+
         try:
-            name, confidence, box, *mask = one
+            name, confidence, box, *rest = one
             left, top, right, bottom = (float(side) for side in box)
-            return Found(str(name).casefold(), float(confidence), (left, top, right, bottom), *mask)
+            mask = np.asarray(rest[0], bool) if rest and rest[0] is not None else None
+            found = Found(str(name).casefold(), float(confidence), (left, top, right, bottom), mask)
         except (TypeError, ValueError) as error:
             raise PluginError(
                 f"{self.who} returned the object {str(one)[:80]}; an object is (class, confidence, (left, top, right, "
                 "bottom)), with an optional mask."
             ) from error
+        if mask is not None and mask.shape != (image.height, image.width):
+            raise PluginError(
+                f"{self.who} returned a mask of shape {mask.shape} for an image of {image.width} x {image.height} px; a "
+                "mask is [height, width] of the image."
+            )
+        return found
 
 
 def detector_of(name: str, revision: str | None) -> Network | Function:
