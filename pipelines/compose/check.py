@@ -5,7 +5,8 @@
 For each of GenEval's six kinds of prompts, `n` requests with two scenes each: one that shows the request, and one with
 a single fault (another item, one garment more or less, another colour, another side, the two colours exchanged).
 Precision: of the images (or conditions) that the scorer calls right, the fraction that is right. Recall: of the right
-ones, the fraction that the scorer calls right. `--detector boxes` leaves out the masks; `--blur` softens the images by
+ones, the fraction that the scorer calls right. `--detector boxes` leaves out the masks; `--texts published` names
+colours by GenEval's texts, whose words the embedded CLIP does not know, instead of `a {colour} {name}`; `--blur` softens the images by
 a Gaussian blur of this radius in px, as a decoder does. One minute on one core.
 """
 
@@ -23,12 +24,25 @@ from PIL import Image, ImageFilter
 from scenes import DIRECTIONS, Garment, anything, compose
 
 from prefkit.score.core import make_scorer
+from prefkit.score.scorers.geneval import TEXTS
 from prefkit.tiny.domain import COLOURS, ITEMS
 from prefkit.types import Candidate
 
 FOLDER = Path(__file__).parent
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-COLUMNS = ("detector", "blur", "kind", "of", "number", "right", "called right", "precision", "recall", "accuracy")
+COLUMNS = (
+    "detector",
+    "texts",
+    "blur",
+    "kind",
+    "of",
+    "number",
+    "right",
+    "called right",
+    "precision",
+    "recall",
+    "accuracy",
+)
 
 
 @dataclass(frozen=True)
@@ -97,9 +111,12 @@ def truth(extra: dict[str, Any], garments: list[Garment], relation: str | None) 
     return held
 
 
-def measured(drawn: list[Case], detector: str, counting_threshold: float) -> list[tuple[str, str, bool, bool]]:
+def measured(
+    drawn: list[Case], detector: str, texts: str = "short", counting_threshold: float = 0.9
+) -> list[tuple[str, str, bool, bool]]:
     """Return (kind, image or condition, whether it is right, whether the scorer calls it right) for all cases."""
     options = {"detector": f"{FOLDER / 'detector.py'}:{detector}", "model": "tiny", "value": "all"}
+    options |= {"texts": TEXTS} if texts == "published" else {"texts": ("a {colour} {name}",)}
     scorer = make_scorer("geneval", options | {"counting_threshold": counting_threshold})
     scorer.load("cpu", "float32")
     rows = []
@@ -136,6 +153,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="requests per kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--detector", default="garments", choices=("garments", "boxes"))
+    parser.add_argument("--texts", default="short", choices=("short", "published"))
     parser.add_argument("--counting-threshold", type=float, default=0.9)
     parser.add_argument("--blur", type=float, default=0.0)
     parser.add_argument("--out", type=Path)
@@ -145,7 +163,8 @@ def main() -> None:
     if args.blur:
         soft = ImageFilter.GaussianBlur(args.blur)
         drawn = [Case(case.tag, case.extra, case.image.filter(soft), case.held) for case in drawn]
-    rows = [[args.detector, args.blur, *row] for row in table(measured(drawn, args.detector, args.counting_threshold))]
+    answers = measured(drawn, args.detector, args.texts, args.counting_threshold)
+    rows = [[args.detector, args.texts, args.blur, *row] for row in table(answers)]
     for row in [list(COLUMNS), *rows]:
         print("  ".join(f"{value!s:>13}" for value in row))
     if args.out:

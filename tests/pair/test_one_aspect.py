@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from itertools import permutations
 
 import numpy as np
 import pytest
-from test_run import picture
+from PIL import Image
 
 from prefkit.api import Run
 from prefkit.config import Pair, Recipe, plugin_options
@@ -18,6 +19,13 @@ from prefkit.store.table import candidate_row
 from prefkit.types import Candidate, Request
 
 NAN = float("nan")
+
+
+def picture(seed):
+    """A PNG of noise: no two are alike."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def chosen(aspects, value=None, **options):

@@ -62,12 +62,21 @@ class OneAspect(BlockStrategy):
             differing[up] = k
         row, pair = np.nonzero((better == 1) & (worse == 0) & (gap >= 0))
         win, lose, gap, aspect = win[pair], lose[pair], gap[row, pair], differing[row, pair]
-        order = np.lexsort((win, (lose - win) % max(count, 1), -gap, aspect, row))
-        key = (row * max(aspects.shape[2], 1) + aspect)[order]
+        group = row * aspects.shape[2] + aspect
+        (winner, _), (loser, losers) = _numbered(group, win, count), _numbered(group, lose, count)
+        order = np.lexsort((winner, (loser - winner) % losers, -gap, group))
+        key = group[order]
         first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, int)
         rank = np.arange(len(key)) - np.repeat(first, np.diff(np.r_[first, len(key)]))
         kept = order[rank < self.options.max_pairs]
         return Chosen(row[kept], win[kept], lose[kept], gap[kept], aspect=aspect[kept])
+
+
+def _numbered(group: np.ndarray, index: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Number the different candidates of each group from 0. Returns (numbers [P], candidates in the pair's group [P])."""
+    known, number = np.unique(group * count + index, return_inverse=True)
+    first, end = np.searchsorted(known, group * count), np.searchsorted(known, (group + 1) * count)
+    return number - first, end - first
 
 
 plugin = OneAspect
