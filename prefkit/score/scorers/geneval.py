@@ -16,7 +16,7 @@ Rules, as published:
   has more than half its original length on that side.
 - The colour is that of ten whose texts (`texts`, averaged) are the most similar to the crop of the object, by CLIP.
 
-Deviations: GenEval judges a position only if the colours of the clause are right, too, and allows relations to earlier
+Differences: GenEval judges a position only if the colours of the clause are right, too, and allows relations to earlier
 clauses alone; `value: all` is the same. GenEval's detector, Mask2Former, gives masks, by which the background of a crop is
 made grey. Detectors of transformers give boxes, so the background stays; a function as `detector` may return masks.
 """
