@@ -89,7 +89,7 @@ def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str, as
         _check_pair(name, int(win[i]), int(lose[i]), float(gap[i]), shape[1])
         raise PluginError(
             f"strategy {name}: block() returned an invalid index: row {row[i]} (the block has {shape[0]} rows, "
-            "counted from 0), or a scorer or an aspect that does not exist."
+            "counted from 0), or an aspect or a scorer that does not exist."
         )
 
 

@@ -41,7 +41,7 @@ def _audit(name: str, report: dict[str, Any]) -> str:
     ]
     sizes = [[html.text(size), html.value(count)] for size, count in report["pairs_per_request"].items()]
     tables = [html.table(["", ""], rows) + html.table(["Pairs of a request", "Requests"], sizes), _shortcuts(report)]
-    if by_aspect := list(counts.get("pairs_by_aspect", {}).items()):
+    if by_aspect := sorted(counts.get("pairs_by_aspect", {}).items(), key=lambda item: -item[1]):
         shown = [[html.text(name, 60), html.value(count)] for name, count in by_aspect[:MOST_ASPECTS]]
         more = f", the {MOST_ASPECTS} most frequent of {len(by_aspect)}" if len(by_aspect) > MOST_ASPECTS else ""
         tables.append(html.table(["Aspect", "Pairs"], shown, f"The aspect that the loser lacks{more}"))

@@ -13,6 +13,8 @@ from PIL import Image
 from prefkit.api import Run
 from prefkit.config import Pair, Recipe, plugin_options
 from prefkit.errors import PluginError, UsageError
+from prefkit.pair.block import Chosen
+from prefkit.pair.contract import check_block
 from prefkit.store import Store
 from prefkit.store.files import write_json
 from prefkit.store.table import candidate_row
@@ -94,6 +96,13 @@ def test_what_cannot_be_meant_is_refused():
     strategy = plugin_options.make("strategy", "one_aspect", {})
     with pytest.raises(PluginError, match="needs the aspects"):
         strategy.pairs(np.array([0.0, 1.0]), np.array([[0.0], [1.0]]))
+
+
+@pytest.mark.parametrize("aspect", [None, np.array([5]), np.array([0.0]), np.array([0, 0])])
+def test_a_strategy_must_name_the_aspect_of_each_pair(aspect):
+    one = np.zeros(1, int)
+    with pytest.raises(PluginError, match="array aspect|aspect or a scorer that does not exist"):
+        check_block(Chosen(one, one, one + 1, np.ones(1), aspect=aspect), (1, 2), 1, "mine", aspects=2)
 
 
 @pytest.fixture
