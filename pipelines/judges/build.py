@@ -101,10 +101,8 @@ def one(release: Release, path: str, folder: Path | None) -> bytes:
         with zipfile.ZipFile(wheels[0]) as archive:
             return archive.read(path)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise Failed(
-            f"{path} could not be read from {folder or release.where}: {error}. On a machine without network access, "
-            "give a folder with --from."
-        ) from error
+        advice = " Without network access, give a folder with --from." if folder is None else ""
+        raise Failed(f"{path} could not be read from {folder or release.where}: {error}.{advice}") from error
 
 
 def constants(code: str) -> dict[str, str]:

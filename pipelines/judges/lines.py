@@ -24,18 +24,20 @@ def take_output() -> IO[str]:
 
 
 def serve(
-    hello: Item, score: Callable[[list[Item]], list[Item]], out: IO[str], lines: Iterable[str] = sys.stdin
+    hello: Item, score: Callable[[list[Item]], list[Item]], out: IO[str], lines: Iterable[str] | None = None
 ) -> None:
     """Write the hello, then answer requests until the input ends.
 
+    lines: requests, by default those on standard input
     score: returns one score per item, in order; an item that cannot be scored has {"value": None, "error": reason}.
     """
     _write(out, {"protocol": VERSION, **hello})
-    for line in lines:
+    for line in sys.stdin if lines is None else lines:
         number = None
         try:
             request = json.loads(line)
-            number, items = request["request"], list(request["items"])
+            number = request["request"]
+            items = list(request["items"])
         except (ValueError, TypeError, KeyError) as error:
             _write(out, {"request": number, "error": f"this is not a request of the protocol ({error!r})"})
             continue

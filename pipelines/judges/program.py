@@ -22,8 +22,14 @@ def arguments(doc: str | None, checkpoint: str | None, base: str | None) -> argp
     found.add_argument("--texts", type=Path, default=Path(sys.prefix) / "texts.json", help="file that build.py wrote")
     found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     found.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, and float32 on the CPU")
-    found.add_argument("--batch", type=int, default=4, help="number of images per forward pass")
+    found.add_argument("--batch", type=at_least_one, default=4, help="number of images per forward pass")
     return found
+
+
+def at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def load(args: argparse.Namespace, files: Sequence[str], heads: Sequence[str]) -> RewardModel:
