@@ -43,9 +43,7 @@ def main(given: list[str] | None = None) -> None:
         return [score(dict(zip(ASPECTS, pairs, strict=True))) for pairs in zip(*outputs, strict=True)]
 
     formula = "mean of mu at <|Reward|> of the questions following and quality"
-    about = program.hello(
-        model, "editreward", args.checkpoint, [args.source], formula=formula, licence="that of the weights"
-    )
+    about = program.hello(model, "editreward", args.checkpoint, texts, [args.source], formula)
     lines.serve(about, lambda items: program.scores(items, args.batch, ask, values), out)
 
 

@@ -34,7 +34,7 @@ def main(given: list[str] | None = None) -> None:
     def values(questions: list[Question]) -> list[program.Item]:
         return [{"value": mu, "aspects": {"sigma": sigma}} for mu, sigma in model.outputs(questions)]
 
-    about = program.hello(model, "hpsv3", args.checkpoint, [], formula="mu at <|Reward|>", licence="MIT")
+    about = program.hello(model, "hpsv3", args.checkpoint, [text], [], "mu at <|Reward|>")
     lines.serve(about, lambda items: program.scores(items, args.batch, ask, values), out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -72,12 +73,23 @@ def read_texts(path: Path, names: Sequence[str]) -> list[str]:
     return found
 
 
-def hello(model: RewardModel, name: str, weights: str, requires: Sequence[str], **spec: str) -> Item:
-    """Return the program's description. spec: further fields of prefkit's ScorerSpec."""
-    about = {"name": name, "version": "1", "weights": weights, "revision": model.revision}
-    about["dtype"] = str(model.dtype).removeprefix("torch.")
-    about["preprocessing"] = "RGB, resized to about 256 x 28 x 28 pixels; the base model's own processor"
-    return {"spec": about | spec, "requires": ["image", "prompt", *requires], "scope": "absolute"}
+def hello(
+    model: RewardModel, name: str, checkpoint: str, texts: Sequence[str], requires: Sequence[str], formula: str
+) -> Item:
+    """Return the program's description. Its scores depend on the checkpoint, the questions, the formula and the dtype."""
+    path = Path(checkpoint).expanduser()
+    question = hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
+    spec = {
+        "name": name,
+        "version": "1",
+        "weights": path.resolve().name if path.exists() else checkpoint,
+        "revision": model.revision,
+        "preprocessing": "RGB, resized to about 256 x 28 x 28 pixels; the base model's own processor",
+        "formula": f"{formula}; question {question}",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "licence": "that of the weights",
+    }
+    return {"spec": spec, "requires": ["image", "prompt", *requires], "scope": "absolute"}
 
 
 def scores(

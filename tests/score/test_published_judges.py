@@ -302,6 +302,8 @@ def test_hpsv3_equals_the_published_code(judges, folders, monkeypatch):
     assert hello["protocol"] == 1 and hello["requires"] == ["image", "prompt"]
     assert hello["spec"]["name"] == "hpsv3" and hello["spec"]["dtype"] == "float32"
     assert first["request"] == 1 and second["request"] == 2 and "not a request" in second["error"]
+    asked = hashlib.sha256(tiny_reward.QUESTION.encode()).hexdigest()[:12]
+    assert hello["spec"]["formula"].endswith(asked) and hello["spec"]["weights"] == "checkpoint.safetensors"
     a, special, damaged, b = first["scores"]
     published = json.loads(KEPT.read_text())["hpsv3"]
     for score, (mu, log_sigma) in zip([a, b], published, strict=True):
