@@ -1,4 +1,4 @@
-"""What the programs share: the command line, the published questions, and scoring item by item."""
+"""Shared parts of the programs: the command line, the published questions, and scoring item by item."""
 
 from __future__ import annotations
 

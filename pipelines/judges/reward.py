@@ -43,7 +43,7 @@ Question = tuple[Sequence[Image.Image], str]
 class RewardModel:
     """A base model with one or more heads.
 
-    base: folder or Hub id of the base model, of which only the configuration and the processor are read
+    base: folder or Hub id of the base model; only its configuration and processor are read
     checkpoint: file with all weights, base and heads
     heads: prefix of each head's tensors in the checkpoint
     """

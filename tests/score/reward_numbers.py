@@ -1,4 +1,4 @@
-"""What the published code of HPSv3 and EditReward makes of the tiny models in tiny_reward.py, kept in reward.json.
+"""Outputs of the published code of HPSv3 and EditReward on the tiny models in tiny_reward.py, kept in reward.json.
 
     python tests/score/reward_numbers.py hpsv3        needs hpsv3 1.0.0 and transformers 4.45.2
     python tests/score/reward_numbers.py editreward   needs a clone of EditReward (commit edb027e) in PYTHONPATH, and
