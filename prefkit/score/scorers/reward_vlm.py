@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefkit.errors import UsageError
+from prefkit.score.core import with_input_images
 from prefkit.score.judge.backend import JudgeScorer
 from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.question import JudgeOptions, Question, Reply
@@ -159,15 +160,15 @@ class RewardVlm(JudgeScorer):
         )
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        source = self.options.source
-        sourceless = {c.id for c in batch if self.preset.edits and not c.input_images(source)}
-        asked = [c for c in batch if c.id not in sourceless]
-        questions = [question for c in asked for question in self._questions(c)]
+        if not self.preset.edits:
+            return self._scores(batch)
+        return with_input_images(batch, self.options.source, self._scores)
+
+    def _scores(self, batch: Sequence[Candidate]) -> list[Score]:
+        questions = [question for c in batch for question in self._questions(c)]
         replies = self.backend.texts(questions, self.max_tokens)
         n = len(self.templates)
-        scores = {c.id: self._score(replies[n * i : n * (i + 1)]) for i, c in enumerate(asked)}
-        missing = Score(None, error=f"the column {source} holds no image; list {source} under requests.images")
-        return [scores.get(c.id, missing) for c in batch]
+        return [self._score(replies[n * i : n * (i + 1)]) for i in range(len(batch))]
 
     def estimate(self, sample: Sequence[Candidate], todo: int) -> dict[str, Any]:
         """Return the estimated calls, tokens and cost of `todo` candidates; {} without a server."""
