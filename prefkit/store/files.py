@@ -134,20 +134,26 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def create_json(path: Path, value: Mapping[str, Any]) -> bool:
-    """Write a JSON object unless `path` exists; return True if this call wrote it. Raises StoreError.
+    """Write a JSON object unless `path` exists; return True if this call wrote it. Raises StoreError."""
+    plain = json.loads(utf8(dump_json(value)).decode("utf-8", "replace"))
+    data = utf8(dump_json(plain | {CHECKSUM: json_sum(plain)}))
+    return create_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def create_whole(path: Path, save: Callable[[Path], Any]) -> bool:
+    """Write `path` as `write_whole` does unless it exists; return True if this call wrote it. Raises StoreError.
 
     Of several processes, also on different machines that share the folder, one writes the file: a hard link is made
     completely or not at all, and fails if the name exists. Without hard links, the last of several processes wins.
     """
     written = False
 
-    def save(temporary: Path) -> None:
+    def publish(temporary: Path) -> None:
         nonlocal written
-        plain = json.loads(utf8(dump_json(value)).decode("utf-8", "replace"))
-        temporary.write_bytes(utf8(dump_json(plain | {CHECKSUM: json_sum(plain)})))
+        save(temporary)
         written = _linked(temporary, path)
 
-    _through_temporary(path, save)
+    _through_temporary(path, publish)
     if not written:  # the name exists, but the directory may be cached without it
         seen_within(UNSEEN, path.exists)
     return written
