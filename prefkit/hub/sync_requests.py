@@ -2,7 +2,7 @@
 
 A target has any number of lists of requests, requests/list-*.parquet, which never change: each machine adds one with the
 requests that the others lack, so no machine overwrites another's. A machine reads all lists again after adding its own and
-withdraws it if another machine has added other prompts meanwhile; of two such machines, at most one goes on. The
+withdraws it if another machine has added other prompts meanwhile; of two such machines, at most one continues. The
 target's requests.parquet, the union, makes the target a run folder; it is read as one more list.
 """
 

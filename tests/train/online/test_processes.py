@@ -65,7 +65,8 @@ def alike(one, two, name):
         safetensors.torch.load_file(s.train(name) / "final" / "pytorch_lora_weights.safetensors") for s in (one, two)
     ]
     apart = max((final[0][key] - final[1][key]).abs().max() for key in final[0])
-    assert apart < 1e-5, name
+    moved = max(value.abs().max() for key, value in final[0].items() if "lora_B" in key)  # from 0
+    assert apart < 1e-5 < 4e-5 < moved, name
     stored = [Store(s.train(name) / "rounds" / "0000").scores("bright").frame() for s in (one, two)]
     assert stored[0].sort_values("id").value.tolist() == stored[1].sort_values("id").value.tolist()
 
@@ -92,8 +93,7 @@ def test_two_processes_learn_what_one_learns(make, in_two, score):
 @pytest.mark.parametrize(("kind", "objective"), [("sd", "d3po"), ("sd3", "flow_grpo")])
 def test_two_processes_learn_from_steps_what_one_learns(make, in_two, score, kind, objective):
     train = {"batch_size": 2, "learning_rate": 1e-4}
-    one, recipe = make(kind, "one", Choice(objective), train, score=score, **SHARED)
+    one, recipe = make(kind, "one", Choice(objective), train, score=score, rounds=1, **SHARED)
     run_train(one, recipe, "up")
     two, _ = in_two(recipe)
     alike(one, two, "up")
-    assert len(logged(one, "up")) > 2
