@@ -19,11 +19,11 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from prefkit.errors import DamagedError, UsageError
+from prefkit.errors import UsageError
 from prefkit.hub.sync_requests import runs_of, unite
 from prefkit.hub.target import Target
 from prefkit.output import Progress
-from prefkit.store.files import create_json, read_json, remedy_for
+from prefkit.store.files import create_json, read_json, remedy_for, unreadable
 from prefkit.store.run import Store
 from prefkit.store.seal import verify
 from prefkit.store.table import compare_settings
@@ -164,8 +164,7 @@ def _push(folder: Path, target: Target, name: str) -> None:
     except FileNotFoundError:  # another process has set it aside, or --redo has moved its table
         return
     except Exception as error:  # a damaged part must not spread
-        text = f"{folder / name} is damaged and was not copied: {error}. {remedy_for(folder / name)}"
-        raise DamagedError(folder / name, text) from error
+        raise unreadable(folder / name, error, remedy_for(folder / name)) from error
     target.put(folder / name, name)
 
 
