@@ -78,7 +78,7 @@ def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str, as
         bounds.append((np.asarray(by) + 1, scorers + 1))
     if aspects is not None:
         aspect = getattr(chosen, "aspect", None)
-        if getattr(aspect, "shape", None) != row.shape or aspect.dtype.kind not in "iu":
+        if not isinstance(aspect, np.ndarray) or aspect.shape != row.shape or aspect.dtype.kind not in "iu":
             raise PluginError(
                 f"strategy {name}: block() must return a Chosen with the array aspect (integers), one per pair."
             )
