@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prefkit.config import Eval, Online, Recipe, Train
+from prefkit.config import Eval, Model, Online, Recipe, Train
 from prefkit.errors import UsageError
 from prefkit.output import warn
 
@@ -24,6 +24,7 @@ MESH_MODEL = (
     "config",
     "quantize",
     "vae_tiling",
+    "long_prompts",
     "inputs",
     "trust_remote_code",
 )  # ignored for mesh models
@@ -69,6 +70,13 @@ class Case:
         return bool(getattr(self.objective, "needs_advantage", False))
 
     @cached_property
+    def following(self) -> str:
+        """The first option that is set for how a reference follows the policy after each round; "" if there is none."""
+        options: Any = self.objective.options if hasattr(self.objective, "kept") else None
+        keys = [key for key in ("decay", "ramp") if hasattr(options, key)]
+        return next((key for key in keys if getattr(options, key) != getattr(type(options)(), key)), "")
+
+    @cached_property
     def compares(self) -> bool:
         """True if samples are compared with the others of their group (same request)."""
         relative = self.online.statistics in ("group", "grouped") or getattr(self.objective, "group_relative", False)
@@ -95,7 +103,7 @@ class Case:
             return ""
         keys = ["guidance", "width", "negative_prompt", "scheduler", "compile"] if hasattr(self.entry, "use") else []
         keys += ["height"] if keys and self.entry.call.get("render") is False else []
-        model = next((f".model.{key}" for key in MESH_MODEL if getattr(self.model, key)), "")
+        model = next((f".model.{key}" for key in MESH_MODEL if getattr(self.model, key) != getattr(Model(), key)), "")
         return next((key for key in keys if getattr(self.entry, key) not in (None, False)), model)
 
     @cached_property
@@ -167,6 +175,17 @@ TRAIN: Rows = {
     "adapter (lora: {{rank: 16}}).": lambda c: c.model.quantize and c.entry.lora is None,
     "start is {entry.start}, whose adapter is trained further, but lora is null. Set lora.rank to that of "
     "train.{entry.start}.": lambda c: c.entry.start is not None and c.entry.lora is None,
+    "lora.text_encoder_learning_rate is {entry.lora.text_encoder_learning_rate}, but text encoders are not trained. Set "
+    "lora.text_encoder to true, or remove the key.": lambda c: (
+        c.entry.lora and not c.entry.lora.text_encoder and c.entry.lora.text_encoder_learning_rate is not None
+    ),
+}
+TEXT_ENCODER: Rows = {
+    "the text encoders of family {entry.family} are unknown": lambda c: c.entry.family != "diffusers",
+    "online training does not encode the prompts of its samples again when it learns from them": lambda c: c.online,
+    "shard is {entry.shard}, which is untested with text encoders": lambda c: c.entry.shard != "none",
+    "with model.inputs, the VAE would have to encode the input images again at each step": lambda c: c.model.inputs,
+    "text_cache is off, and the reference needs the cached embeddings": lambda c: c.entry.text_cache == "off",
 }
 SHARDED: Rows = {
     "model.quantize packs weights so that they cannot be split": lambda c: c.model.quantize,
@@ -197,6 +216,8 @@ OFFLINE: Rows = {
     "mask limits squared errors, but {entry.objective.use} computes its own from residuals. Remove the key.": lambda c: (
         c.entry.mask and getattr(c.objective, "needs_clean", False)
     ),
+    "objective.{c.following} is set, but has an effect only online, where the reference of {entry.objective.use} follows "
+    "the policy. Remove the key.": lambda c: c.following,
     "patience is {entry.patience}, but validation is 0, so no pairs are held out to measure. Set patience to 0, or "
     "validation above 0.": (lambda c: c.entry.patience and not c.entry.validation),
     "flip mirrors the images of a pair, but not the input images of model.inputs. Remove the key.": (
@@ -333,6 +354,9 @@ def _conflicts(stage: str, case: Case) -> Iterator[str]:
     if case.entry.shard != "none":
         problems = [text for text, when in SHARDED.items() if when(case)]
         yield from (f"shard is {{entry.shard}}, but {text}. Change that, or set shard: none." for text in problems)
+    if case.entry.lora and case.entry.lora.text_encoder:
+        problems = [text for text, when in TEXT_ENCODER.items() if when(case)]
+        yield from (f"lora.text_encoder is true, but {text}. Change that, or remove the key." for text in problems)
     if case.online:
         for key, reason in (UNREAD | (UNREAD_ON_STEPS if case.on_steps else {})).items():
             unset = (getattr(Train(), key), *([0] if key == "validation" else []))  # holds out no pairs

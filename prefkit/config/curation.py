@@ -141,13 +141,13 @@ class Compare:
 
 @dataclass(frozen=True)
 class Pair:
-    #: strategy: topk_bottomk | margin | all_pairs | threshold_all | per_scorer | pareto | consensus | comparisons |
-    #: file.py:Class
+    #: strategy: topk_bottomk | margin | all_pairs | threshold_all | per_scorer | pareto | consensus | one_aspect |
+    #: comparisons | file.py:Class
     use: str = "topk_bottomk"
     #: options of the strategy; in the recipe, keys next to `use`
     options: dict[str, Any] = field(default_factory=dict)
-    #: score name -> weight (only proportions matter); empty = weight 1 for all scores except evaluation-only scores and
-    #: those in `filter`
+    #: score name -> weight (only proportions matter); empty = weight 1 for all scores except evaluation-only scores,
+    #: those in `filter`, and those that were added after a model was trained on these pairs
     weights: dict[str, float] = field(default_factory=dict)
     #: normalisation of scores: centred (minus the request's mean, divided by the standard deviation within requests) |
     #: none | minmax | zscore | rank | softmax | winrate (mean sigmoid of differences)

@@ -25,6 +25,7 @@ TRIES = 3  # workers that may end with a unit before it is lost; also, per worke
 LOST_IN_A_ROW = 5  # lost units, with none done in between, after which the work ends
 CALL = 20.0  # seconds that the units of one call shall take together
 PATIENCE = 60.0  # seconds without a finished call before the first message; the time doubles after each message
+LOGS = "/tmp/ray/session_latest/logs on the worker's machine"
 Units = Sequence[Any]
 
 
@@ -153,7 +154,7 @@ class Pool:
             num_cpus=1, num_gpus=int(kind == "cuda"), max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )(Actor)
         self.waiting = deque(range(len(units)))  # indices of units
-        self.ended: Counter[int] = Counter()  # how many workers ended with the unit
+        self.ends: Counter[int] = Counter()  # how many workers ended with the unit
         self.starting: dict[Any, Any] = {}  # call of `load` -> actor
         self.idle: list[Any] = []
         self.busy: dict[Any, tuple[Any, list[int], float]] = {}  # call of `do` -> actor, units, start
@@ -191,10 +192,10 @@ class Pool:
     def _take(self) -> list[int]:
         """Take the units of the next call from those that wait: a unit that ended a worker is alone in its call."""
         numbers = [self.waiting.popleft()]
-        if self.ended[numbers[0]] or not self.done:
+        if self.ends[numbers[0]] or not self.done:
             return numbers
         most = min(CALL * self.done / max(self.seconds, 1e-9), len(self.waiting) / self.size)
-        while self.waiting and len(numbers) < most and not self.ended[self.waiting[0]]:
+        while self.waiting and len(numbers) < most and not self.ends[self.waiting[0]]:
             numbers.append(self.waiting.popleft())
         return numbers
 
@@ -202,12 +203,12 @@ class Pool:
         actor = self.starting.pop(call)
         try:
             self._value(call)
-        except ended() as error:
+        except end_errors() as error:
             self.failed_starts += 1
             if self.failed_starts >= TRIES * self.size:
                 raise ProcessError(
                     f"{self.work.label}: {self.failed_starts} workers in a row ended before their model was loaded, the "
-                    f"last with: {reason(error)}. Ray's logs show more ({logs()})."
+                    f"last with: {reason(error)}. Ray's logs show more ({LOGS})."
                 ) from error
             self._replace(actor)
             return
@@ -218,9 +219,9 @@ class Pool:
         actor, numbers, since = self.busy.pop(call)
         try:
             value = self._value(call)
-        except ended() as error:
+        except end_errors() as error:
             self._replace(actor)
-            yield from self._ended(numbers, reason(error))
+            yield from self._put_back(numbers, reason(error))
             return
         self.idle.append(actor)
         self.done += len(numbers)
@@ -228,27 +229,27 @@ class Pool:
         self.lost_in_a_row, self.last, self.patience = 0, time.monotonic(), PATIENCE
         yield [self.units[n] for n in numbers], value
 
-    def _ended(self, numbers: list[int], why: str) -> Iterator[tuple[Units, Any]]:
+    def _put_back(self, numbers: list[int], why: str) -> Iterator[tuple[Units, Any]]:
         """Let the units of a worker that has ended wait again, behind all others, and yield those that are lost."""
-        self.ended.update(numbers)
-        self.waiting.extend(n for n in numbers if self.ended[n] < TRIES)
+        self.ends.update(numbers)
+        self.waiting.extend(n for n in numbers if self.ends[n] < TRIES)
         for n in numbers:
-            if self.ended[n] >= TRIES:
+            if self.ends[n] >= TRIES:
                 self.lost_in_a_row += 1
                 yield [self.units[n]], Lost(f"the worker process ended {TRIES} times during this batch: {why}")
         if self.lost_in_a_row >= LOST_IN_A_ROW:
             raise ProcessError(
                 f"{self.work.label}: workers end again and again, the last one with: {why}. Ray's logs show more "
-                f"({logs()}). Finished work is kept."
+                f"({LOGS}). Finished work is kept."
             )
 
     def _value(self, call: Any) -> Any:
-        """Return the value of a finished call. Raises the worker's error, or an error of `ended()`."""
+        """Return the value of a finished call. Raises the worker's error, or an error of `end_errors`."""
         import ray
 
         answer = ray.get(call)
         for text in answer["warnings"]:
-            output.warn(text.removeprefix("Warning: "))
+            output.warn(text)
         if "error" in answer:
             raise distributed.revived(answer["error"])
         return answer["value"]
@@ -287,7 +288,7 @@ def kill(actor: Any) -> None:
         ray.kill(actor)
 
 
-def ended() -> tuple[type[Exception], ...]:
+def end_errors() -> tuple[type[Exception], ...]:
     """Return the errors that mean that the worker has ended. All other errors would occur again."""
     from ray.exceptions import OutOfMemoryError, RayActorError
 
@@ -298,7 +299,3 @@ def reason(error: Exception) -> str:
     """Return the cause of a worker's end, without the lines about the actor's ids."""
     lines = [line.strip() for line in str(error).splitlines() if not line.startswith("\t")]
     return output.message(" ".join(lines), 300).rstrip(".")
-
-
-def logs() -> str:
-    return "/tmp/ray/session_latest/logs, on the worker's machine"

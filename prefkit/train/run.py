@@ -8,7 +8,6 @@ from typing import Any
 
 from prefkit import output, registry
 from prefkit.config import Recipe, Train, bounds, compatibility, content
-from prefkit.config.rounds import continued
 from prefkit.distributed import check_device, device_of
 from prefkit.distributed.collectives import Processes
 from prefkit.errors import PluginError, UsageError
@@ -16,6 +15,7 @@ from prefkit.images import Background
 from prefkit.models.load.pipeline import check_model
 from prefkit.models.load.trained import trained_model
 from prefkit.models.lora.adapters import check_targets
+from prefkit.models.lora.text_encoders import check_text_encoders
 from prefkit.registry import Passed
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -92,6 +92,8 @@ def check_start(recipe: Recipe, config: Train) -> None:
         check_model(recipe.model, device_of(config.device))
         if config.lora is not None and config.lora.targets:
             check_targets(recipe.model, config.lora.targets)
+        if config.lora is not None and config.lora.text_encoder:
+            check_text_encoders(recipe.model)
 
 
 def started(store: Store, recipe: Recipe, name: str) -> Recipe:
@@ -102,13 +104,16 @@ def started(store: Store, recipe: Recipe, name: str) -> Recipe:
     config = recipe.train[name]
     if config.start is None:
         return recipe
+    if config.start == name:
+        raise UsageError(f"train.{name}.start names this training itself. Name another training, or remove the key.")
     model = trained_model(store.folder, recipe.model, config.start)
     if not model.adapters:
         raise UsageError(
             f"train.{name}.start: {config.start} trained full weights, but only adapters can be trained further. Set "
             f"train.{config.start}.lora, or set model.base of another recipe to {model.base}."
         )
-    return replace(recipe, model=model, train={**recipe.train, name: continued(config)})
+    lora = None if config.lora is None else replace(config.lora, resume=True)
+    return replace(recipe, model=model, train={**recipe.train, name: replace(config, lora=lora)})
 
 
 def is_online(config: Train, objective: Any) -> bool:

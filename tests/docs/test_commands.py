@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import CodeType
 
 import answers
 import numpy as np
@@ -46,6 +47,7 @@ PARSED = {
     "prefkit import Science-T2I-Fullset/": "needs 90 GB; tests/hub/test_science_t2i.py imports a small copy",
     "prefkit fit clip_preference": "needs weights from the Hub; tests/fit/test_clip_preference.py",
     "python pipelines/": "studies of minutes to hours; each has a fast test of its own",
+    "prefkit run -r pipelines/": "takes minutes; tests/score/test_compose.py runs its parts",
     "prefkit train -r pipelines/": "studies of minutes to hours",
     "prefkit eval -r pipelines/": "studies of minutes to hours",
     "python -m prefkit.fit.wardrobe": "run by the slow test below",
@@ -176,11 +178,11 @@ def test_every_command_of_a_page_runs_in_a_test_or_can_be_parsed(name, monkeypat
         parse(shlex.split(line, comments=True))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_python_in_a_page_is_python(name):
-    for language, code in blocks((ROOT / name).read_text()):
-        if language == "python":
-            compile(code, name, "exec")
+def test_python_in_a_page_is_python():
+    found = [
+        (name, code) for name in ALL for language, code in blocks((ROOT / name).read_text()) if language == "python"
+    ]
+    assert found and all(isinstance(compile(code, name, "exec"), CodeType) for name, code in found)
 
 
 def parse(words: list[str]) -> None:

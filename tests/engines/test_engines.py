@@ -187,7 +187,7 @@ def pool(monkeypatch):
     fake.kill = lambda actor: None
     fake.remote = lambda **options: lambda kind: None
     monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setattr(ray_engine, "ended", lambda: (Ended,))
+    monkeypatch.setattr(ray_engine, "end_errors", lambda: (Ended,))
 
     def run(units, do, load=lambda: None):
         made = ray_engine.Pool(engines.Work("work", object, (), "cpu"), units, None)
