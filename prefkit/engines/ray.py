@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -23,6 +24,7 @@ from prefkit.errors import ProcessError, UsageError
 
 TRIES = 3  # workers that may end with a unit before it is lost; also, per worker of the pool, failed starts in a row
 LOST_IN_A_ROW = 5  # lost units, with none done in between, after which the work ends
+ANSWER = 10.0  # seconds within which the cluster at RAY_ADDRESS must accept a connection
 CALL = 20.0  # seconds that the units of one call shall take together
 PATIENCE = 60.0  # seconds without a finished call before the first message; the time doubles after each message
 LOGS = "/tmp/ray/session_latest/logs on the worker's machine"
@@ -76,6 +78,7 @@ def connect() -> bool:
 
     if ray.is_initialized():
         return False
+    check_address(os.environ.get("RAY_ADDRESS", ""))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     try:
@@ -91,6 +94,20 @@ def connect() -> bool:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return True
+
+
+def check_address(address: str) -> None:
+    """Raise ProcessError if nothing answers at `address`, HOST:PORT: Ray would try again for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ProcessError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}). Correct the address, or unset it to use this "
+            "machine alone."
+        ) from error
 
 
 class Actor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 import sys
 import types
 from contextlib import nullcontext
@@ -137,6 +138,18 @@ def test_what_is_refused(light, cli, monkeypatch, words, variables, text):
     monkeypatch.undo()
     assert code == 2 and text in err, err
     assert not (light.parent / "run").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_named():
+    from prefkit.engines.ray import check_address
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(ProcessError, match=f"RAY_ADDRESS={address}.*Correct the address"):
+        check_address(address)
+    for other in ("", "auto", "ray://127.0.0.1:1"):  # left to Ray
+        check_address(other)
 
 
 def test_a_check_for_workers_does_not_need_their_gpu_here():
