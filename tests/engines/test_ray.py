@@ -190,7 +190,7 @@ def test_a_killed_worker_and_a_replaced_machine_lose_nothing(where, start, machi
 
 def test_without_machines_the_command_says_so_and_continues_with_a_new_one(where, start, machines, cli, monkeypatch):
     (where / "seconds").write_text("0.5")
-    process = start("generate", "-r", "many.yaml", code=IMPATIENT)
+    process = start("generate", "-r", "many.yaml", "--workers", "2", code=IMPATIENT)
     until(lambda: len(calls(where)) > 3)
     machines.remove()
     machines.remove()
