@@ -38,7 +38,7 @@ from prefkit.evaluate.run import values
 from prefkit.generate.requests import read_requests
 from prefkit.store import Store
 
-METHODS = {"sf": "DDPO-SF", "is": "DDPO-IS", "grpo": "Flow-GRPO", "nft": "DiffusionNFT", "dgpo": "DGPO"}
+METHODS = {"sf": "DDPO-SF", "is": "DDPO-IS", "grpo": "Flow-GRPO", "nft": "DiffusionNFT", "dgpo": "DGPO", "gpo": "GPO"}
 METHODS |= {"pairs": "online DPO", "offline": "offline DPO"}
 RECIPE = Path(__file__).with_suffix(".yaml")
 SCORERS = ("palette", "fidelity", "taste")
