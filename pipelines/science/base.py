@@ -165,10 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         vars(args).update(FAST)
     try:
         check(args)
-        trainer = ScienceTrainer(args)
-        follow(trainer, args.batch, "eps-MSE")
-        if not (args.out / "model_index.json").exists():  # resumed at its last step
-            trainer.publish()
+        follow(ScienceTrainer(args), args.batch, "eps-MSE, in means")
     except PrefkitError as error:
         print(error, file=sys.stderr)
         return 2

@@ -24,14 +24,12 @@ import torch.nn.functional as F
 from base import caption, render_many, scenes, vocabulary
 from laws import LAWS
 from looks import Scene
-from open_clip import CLIP
 from tuples import named
 from words import bare, described
 
 sys.path.append(str(Path(__file__).parents[1] / "tiny"))
 import clip
-from machine import Machine
-from tokenizer import word_tokenizer
+from machine import follow
 
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.tiny import PIPELINE
@@ -45,25 +43,10 @@ class ScienceClip(clip.Trainer):
     """The wardrobe's trainer with this world's pictures, captions and losses."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.machine = args, Machine(args.threads)
-        torch.manual_seed(args.seed)
         names = named(args.laws)
-        drawn = scenes(names)
-        self.images, indices = render_many(drawn, args.pictures * len(drawn), args.seed, 1)
-        self.scenes = [drawn[i] for i in indices]
-        self.passed = clip.through_vae(str(PIPELINE / "vae"), self.images, args.seed, self.machine)
-        self.tokenizer = word_tokenizer(vocabulary(names))
-        self.config = clip.config(len(self.tokenizer))
-        self.model, self.smooth = (
-            CLIP(**self.config).to(self.machine.device, memory_format=torch.channels_last) for _ in range(2)
-        )
-        self.smooth.load_state_dict(self.model.state_dict())
-        self.smooth.requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True
-        )
-        self.steps, self.step = args.samples // clip.BATCH, 0
-        self.tokens: dict[str, list[int]] = {}
+        drawn, self.words = scenes(names), vocabulary(names)
+        images, indices = render_many(drawn, args.pictures * len(drawn), args.seed, 1)
+        super().__init__(str(PIPELINE / "vae"), images, [drawn[i] for i in indices], args)
 
     def loss(self, draw: np.random.Generator) -> torch.Tensor:
         """Return two cross-entropies: within the batch, and with exchanged captions."""
@@ -130,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not named(args.laws) or not set(named(args.laws)) <= set(LAWS):
             raise UsageError(f"--laws {args.laws!r}: give one or more of {', '.join(LAWS)}, separated by commas.")
-        clip.follow(ScienceClip(args), "batch, exchanged")
+        follow(ScienceClip(args), clip.BATCH, "batch, exchanged")
     except PrefkitError as error:
         print(error, file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from machine import Checkpoint, Machine, rate
+from machine import Machine, follow, rate
 from negatives import BOUND, NAMES, exchanged, true_of
 from open_clip import CLIP
 from safetensors.torch import save_file
@@ -32,7 +32,7 @@ from tokenizer import word_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from vae import pixels
 
-from prefkit.tiny.captions import Asked, asked, phrase, training_caption
+from prefkit.tiny.captions import VOCABULARY, Asked, asked, phrase, training_caption
 from prefkit.tiny.domain import ITEMS
 
 BATCH = 64
@@ -73,22 +73,25 @@ def through_vae(folder: str, images: np.ndarray, seed: int, machine: Machine) ->
 
 
 class Trainer:
-    """The model, optimizer and data of a training, and its progress."""
+    """The model, optimizer and data of a training, and its progress. Other worlds replace words and loss()."""
 
-    def __init__(self, images: np.ndarray, scenes: np.ndarray, args: argparse.Namespace) -> None:
+    words: Sequence[str] = VOCABULARY
+
+    def __init__(self, vae: str, images: np.ndarray, scenes: list[Any], args: argparse.Namespace) -> None:
         self.args, self.machine = args, Machine(args.threads)
         torch.manual_seed(args.seed)
-        self.images, self.scenes = images, [scene_of(row) for row in scenes]
-        self.passed = through_vae(args.vae, images, args.seed, self.machine)
-        self.tokenizer = word_tokenizer()
+        self.images, self.scenes = images, scenes
+        self.passed = through_vae(vae, images, args.seed, self.machine)
+        self.tokenizer = word_tokenizer(self.words)
         self.config = config(len(self.tokenizer))
         self.model, self.smooth = (
             CLIP(**self.config).to(self.machine.device, memory_format=torch.channels_last) for _ in range(2)
         )
         self.smooth.load_state_dict(self.model.state_dict())
         self.smooth.requires_grad_(False).eval()
+        self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+            self.parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True
         )
         self.steps, self.step = args.samples // BATCH, 0
         self.tokens: dict[str, list[int]] = {}
@@ -151,10 +154,10 @@ class Trainer:
         return torch.stack([batch, F.cross_entropy(exchange, first), named, F.cross_entropy(bound, first)])
 
     def advance(self) -> torch.Tensor:
-        """Do one optimizer step, and return the four losses."""
+        """Do one optimizer step, and return the losses."""
         losses = self.loss(np.random.default_rng([self.args.seed, self.step]))
         losses.sum().backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = rate(self.step, self.steps, self.args.lr, 200)
         self.optimizer.step()
@@ -191,27 +194,6 @@ class Trainer:
         (out / "open_clip_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def follow(trainer: Trainer, losses_of: str) -> None:
-    """Train from the step stored in OUT.pt to the last. losses_of: names of the losses to print."""
-    out = trainer.args.out
-    checkpoint = Checkpoint(f"{out}.pt")
-    if state := checkpoint.load():
-        trainer.resume(state)
-    print(f"{trainer.machine}; {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f}M parameters", flush=True)
-    began, first, losses = time.monotonic(), trainer.step, []
-    while trainer.step < trainer.steps:
-        losses.append(trainer.advance())
-        if trainer.step % 50 == 0:
-            speed = (trainer.step - first) * BATCH / (time.monotonic() - began)
-            means = " ".join(f"{value:.3f}" for value in torch.stack(losses).mean(0).tolist())
-            print(f"step {trainer.step}/{trainer.steps}  {losses_of}: {means}  {speed:.0f} img/s", flush=True)
-            losses = []
-        if checkpoint.due() or trainer.step == trainer.steps:
-            checkpoint.save(trainer.state())
-            trainer.publish()
-            print(f"step {trainer.step}: {out} written", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenes")
@@ -223,8 +205,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     with np.load(args.scenes) as file:
-        trainer = Trainer(file["images"], file["scenes"], args)
-    follow(trainer, "batch, exchanged, item, bound")
+        trainer = Trainer(args.vae, file["images"], [scene_of(row) for row in file["scenes"]], args)
+    follow(trainer, BATCH, "batch, exchanged, item, bound")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,10 @@ class Trainer:
         self.step = state["step"]
 
     def publish(self) -> None:
-        """Write OUT.png, and OUT: the pipeline with averaged weights, fp16 except the text encoder (see unet.py)."""
+        """Write OUT.png, and OUT: the pipeline with averaged weights, fp16 except the text encoder (see unet.py).
+
+        Print the error on held-back scenes.
+        """
         parts = {"tokenizer": self.tokenizer, "text_encoder": self.text, "scheduler": FlowMatchEulerDiscreteScheduler()}
         pipe = SanaPipeline(**parts, vae=self.vae, transformer=self.smooth)
         pipe.set_progress_bar_config(disable=True)
@@ -188,6 +191,7 @@ class Trainer:
         for key in ("_name_or_path", "block_out_channels"):  # a local path; a key that diffusers writes and warns about
             kept.pop(key, None)
         config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        print(f"step {self.step}: held-back error {self.held_back():.4f}", flush=True)
 
 
 def main() -> None:
@@ -205,7 +209,7 @@ def main() -> None:
         trainer = Trainer(file["images"][wanted], rows[wanted], args)
     write_requests(args.out.with_name(f"{args.out.name}.csv"))
     print(f"{len(wanted)} scenes")
-    follow(trainer, BATCH, "error")
+    follow(trainer, BATCH, "error, in means")
 
 
 if __name__ == "__main__":

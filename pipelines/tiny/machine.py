@@ -74,28 +74,29 @@ class Checkpoint:
         self.last = time.monotonic()
 
 
-def follow(trainer: Any, batch: int, loss: str) -> None:
-    """Train from the step stored in OUT.pt to the last, printing losses and speed; write OUT every 500 steps.
+def follow(trainer: Any, batch: int, losses: str) -> None:
+    """Train from the step stored in OUT.pt to the last, printing losses and speed; write OUT every 500 steps and at the end.
 
-    trainer: an object with args.out, machine, parameters, step, steps, advance() -> losses [2] (all elements, channel
-    means), held_back(), state(), resume(state), publish(). batch: images per step. loss: name of the loss to print.
+    trainer: an object with args.out, machine, parameters, step, steps, advance() -> losses [N], state(), resume(state),
+    publish(). batch: images per step. losses: their names, for the lines that are printed.
     """
     out = trainer.args.out
     checkpoint = Checkpoint(f"{out}.pt")
     if state := checkpoint.load():
         trainer.resume(state)
     print(f"{trainer.machine}; {sum(p.numel() for p in trainer.parameters) / 1e6:.2f}M parameters", flush=True)
-    began, first, errors = time.monotonic(), trainer.step, []
+    began, first, values = time.monotonic(), trainer.step, []
     while trainer.step < trainer.steps:
-        errors.append(trainer.advance())
+        values.append(trainer.advance())
         if trainer.step % 50 == 0:
             speed = (trainer.step - first) * batch / (time.monotonic() - began)
-            whole, flat = torch.stack(errors).mean(0).tolist()
-            told = f"{loss} {whole:.4f}, in means {flat:.5f}  {speed:.0f} img/s"
-            print(f"step {trainer.step}/{trainer.steps}  {told}", flush=True)
-            errors = []
+            means = " ".join(f"{value:.5f}" for value in torch.stack(values).mean(0).tolist())
+            print(f"step {trainer.step}/{trainer.steps}  {losses}: {means}  {speed:.0f} img/s", flush=True)
+            values = []
         if checkpoint.due() or trainer.step == trainer.steps:
             checkpoint.save(trainer.state())
-        if trainer.step % 500 == 0 or trainer.step == trainer.steps:
+        if trainer.step % 500 == 0 and trainer.step < trainer.steps:
             trainer.publish()
-            print(f"step {trainer.step}: held-back {loss} {trainer.held_back():.4f}; {out} written", flush=True)
+            print(f"step {trainer.step}: {out} written", flush=True)
+    trainer.publish()
+    print(f"step {trainer.step}: {out} written", flush=True)

@@ -199,9 +199,10 @@ class Trainer:
         return pipe
 
     def publish(self) -> None:
-        """Write OUT.png, samples for the captions of the sheet, and OUT, the pipeline in fp16 except the text encoder.
+        """Write OUT.png, samples for the captions of the sheet, and OUT, the pipeline; print the error on held-back scenes.
 
-        transformers loads weights in the file's dtype, diffusers in fp32: a plain from_pretrained would mix the two.
+        The pipeline is in fp16 except the text encoder: transformers loads weights in the file's dtype, diffusers in fp32,
+        so a plain from_pretrained would mix the two.
         """
         pipe = self.pipeline()
         seeds = [torch.Generator().manual_seed(i) for i in range(len(self.sheet))]
@@ -222,6 +223,7 @@ class Trainer:
             kept["block_out_channels"],
         )  # a local path; a key that diffusers writes and warns about
         config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        print(f"step {self.step}: held-back eps-MSE {self.held_back():.4f}", flush=True)
 
 
 def main() -> None:
@@ -237,7 +239,7 @@ def main() -> None:
     args.out = Path(args.out)
     with np.load(args.scenes) as file:
         trainer = Trainer(AutoencoderTiny.from_pretrained(args.vae), file["images"], file["scenes"], args)
-    follow(trainer, BATCH, "eps-MSE")
+    follow(trainer, BATCH, "eps-MSE, in means")
 
 
 if __name__ == "__main__":

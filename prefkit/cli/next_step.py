@@ -60,9 +60,9 @@ def evaluating(store: Store, recipe: Recipe) -> str:
 
 
 def voting(store: Store, entry: str, result: Mapping[str, Any]) -> str:
-    """Propose to collect votes on the images of an eval entry that has no scorer. result: the entry's result."""
+    """Propose to collect votes on the images of an eval entry without scores and votes. result: the entry's result."""
     set_name, models = next(iter(result["sets"].items()))
     folder = shell_quoted(store.folder)
     chosen = f"--models base,{next(iter(models), 'NAME')} --eval {entry} --set {set_name}"
     text = f"next: prefkit serve {folder} {chosen}, then prefkit eval {folder} again"
-    return f"eval {entry} has no scorer, so people are its judge. {text}."
+    return f"nobody has voted on the images of eval {entry} yet. {text}."

@@ -32,6 +32,7 @@ EXCLUDED = {
     "redo": "--redo moves tables to which other workers may be writing. Run it once with --limit 1 and without --shard, "
     "then start the workers",
     "check": "--check tests a scorer. Leave --shard out",
+    "serve": "--serve answers requests of other processes. Leave --shard out",
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prefkit.config import Eval, Online, Recipe, Train
+from prefkit.config import Eval, Model, Online, Recipe, Train
 from prefkit.errors import UsageError
 from prefkit.output import warn
 
@@ -24,6 +24,7 @@ MESH_MODEL = (
     "config",
     "quantize",
     "vae_tiling",
+    "long_prompts",
     "inputs",
     "trust_remote_code",
 )  # ignored for mesh models
@@ -69,6 +70,13 @@ class Case:
         return bool(getattr(self.objective, "needs_advantage", False))
 
     @cached_property
+    def following(self) -> str:
+        """The first option that is set for how a reference follows the policy after each round; "" if there is none."""
+        options: Any = self.objective.options if hasattr(self.objective, "kept") else None
+        keys = [key for key in ("decay", "ramp") if hasattr(options, key)]
+        return next((key for key in keys if getattr(options, key) != getattr(type(options)(), key)), "")
+
+    @cached_property
     def compares(self) -> bool:
         """True if samples are compared with the others of their group (same request)."""
         relative = self.online.statistics in ("group", "grouped") or getattr(self.objective, "group_relative", False)
@@ -95,7 +103,7 @@ class Case:
             return ""
         keys = ["guidance", "width", "negative_prompt", "scheduler", "compile"] if hasattr(self.entry, "use") else []
         keys += ["height"] if keys and self.entry.call.get("render") is False else []
-        model = next((f".model.{key}" for key in MESH_MODEL if getattr(self.model, key)), "")
+        model = next((f".model.{key}" for key in MESH_MODEL if getattr(self.model, key) != getattr(Model(), key)), "")
         return next((key for key in keys if getattr(self.entry, key) not in (None, False)), model)
 
     @cached_property
@@ -197,6 +205,8 @@ OFFLINE: Rows = {
     "mask limits squared errors, but {entry.objective.use} computes its own from residuals. Remove the key.": lambda c: (
         c.entry.mask and getattr(c.objective, "needs_clean", False)
     ),
+    "objective.{c.following} is set, but has an effect only online, where the reference of {entry.objective.use} follows "
+    "the policy. Remove the key.": lambda c: c.following,
     "patience is {entry.patience}, but validation is 0, so no pairs are held out to measure. Set patience to 0, or "
     "validation above 0.": (lambda c: c.entry.patience and not c.entry.validation),
     "flip mirrors the images of a pair, but not the input images of model.inputs. Remove the key.": (

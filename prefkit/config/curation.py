@@ -146,8 +146,8 @@ class Pair:
     use: str = "topk_bottomk"
     #: options of the strategy; in the recipe, keys next to `use`
     options: dict[str, Any] = field(default_factory=dict)
-    #: score name -> weight (only proportions matter); empty = weight 1 for all scores except evaluation-only scores and
-    #: those in `filter`
+    #: score name -> weight (only proportions matter); empty = weight 1 for all scores except evaluation-only scores,
+    #: those in `filter`, and those that were added after a model was trained on these pairs
     weights: dict[str, float] = field(default_factory=dict)
     #: normalisation of scores: centred (minus the request's mean, divided by the standard deviation within requests) |
     #: none | minmax | zscore | rank | softmax | winrate (mean sigmoid of differences)

@@ -69,7 +69,7 @@ def recipe_of(recipe: Recipe, number: int, start: Model | None = None) -> Recipe
         single,
         model=start,
         generate={name: replace(entry, seed=seed_of(entry.seed, number)) for name, entry in recipe.generate.items()},
-        train={name: continued(entry) for name, entry in recipe.train.items()},
+        train={name: _continued(entry) for name, entry in recipe.train.items()},
         eval={name: _against_start(recipe, entry) for name, entry in recipe.eval.items()},
     )
 
@@ -79,8 +79,8 @@ def seed_of(seed: int, number: int) -> int:
     return int(digest("round", seed, number, length=8), 16)
 
 
-def continued(entry: Train) -> Train:
-    """Return settings that train the model's only adapter further, with its alpha and targets."""
+def _continued(entry: Train) -> Train:
+    """Return settings that train the previous round's adapter further, with its alpha and targets."""
     return (
         entry if entry.lora is None else replace(entry, lora=replace(entry.lora, resume=True, alpha=None, targets=[]))
     )

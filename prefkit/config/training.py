@@ -106,7 +106,8 @@ class Train:
     #: pairs to train on: an entry of `pair`, a folder, or a Hub dataset; unset = the run's only pair set
     pairs: str = ""
     #: name of a training in this run whose result this one trains further, with a frozen copy of it as the reference, as
-    #: in SFT followed by online training; it must be made first, with the same lora.rank. null = start from `model`
+    #: in SFT followed by online training; it must be made first, with the same lora.rank (and alpha and targets, if they
+    #: are set). null = start from `model`
     start: str | None = None
     #: learning objective, with its options (beta, ...)
     objective: Choice = field(default_factory=lambda: Choice("dpo"))

@@ -78,12 +78,13 @@ def by_judge(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Ask a judge about all pairs of images that it has not decided; return its games and {flips, first, failed}.
 
-    folder: where its verdicts are stored; images: the models' tables of `run.values`. flips: fraction of the pairs whose
+    folder: where its verdicts are stored; images: the models' tables of `run.candidates`. flips: fraction of the pairs whose
     two answers contradict; first: fraction of answers for the image shown first.
     """
     import pandas as pd
 
-    from prefkit.score.compare import ask_all, judge_of, spec_of
+    from prefkit.score.compare import answers, ask_all, judge_of, spec_of
+    from prefkit.score.judge.compare import rates
 
     settings = recipe.compare[judge]
     loaded = judge_of(settings, judge)
@@ -106,7 +107,9 @@ def by_judge(
     points = {"a": 1.0, "b": 0.0, "tie": 0.5}
     for first, second, outcome in zip(frame.id_a, frame.id_b, frame.outcome, strict=True):
         rows += [(*models, points[outcome]) for models in known.get((first, second), [])]
-    measured = {"flips": counts["flip_rate"], "first": counts["first_rate"], "failed": counts["failed"]}
+    # the table may hold further pairs from an earlier, larger evaluation
+    flips, shown_first = rates([answer for answer in answers(table) if (answer.id_a, answer.id_b) in known])
+    measured = {"flips": flips, "first": shown_first, "failed": counts["failed"]}
     return pd.DataFrame(rows, columns=COLUMNS), measured
 
 
@@ -116,41 +119,27 @@ def arena(
     folder: Path,
     opened: Mapping[str, Store],
     tables: Mapping[str, tuple[Mapping[str, pd.DataFrame], bool]],
-    wanted: set[str],
+    images: Mapping[str, pd.DataFrame],
 ) -> dict[str, Any]:
     """Return {judge or scorer: standings} of one set; {} if there is nothing to rank.
 
     folder: where judges' verdicts are stored. tables: scorer -> (the models' tables of `run.values`, higher is better).
-    wanted: ids of the set's requests.
+    images: the models' tables of `run.candidates`.
     """
     result: dict[str, Any] = {}
     met = players(cfg, opened)
     for alias, (frames, higher) in tables.items():
-        chosen = {model: _seeds(frames[model], cfg) for model in met}
+        # the tables may hold further seeds, for best-of-N
+        chosen = {model: frames[model][frames[model]["index"] < cfg.seeds] for model in met}
         found = standings(by_scores(chosen, cfg.tie, higher)) if met else None
         result |= {alias: found | {"kind": "score"}} if found else {}
+    images = {model: images[model][images[model].error.isna()] for model in met}
     for judge in cfg.judges:
-        images = {model: _seeds(_images(place, wanted), cfg) for model, place in met.items()}
         games, measured = by_judge(recipe, judge, folder / judge, met, images)
         if found := standings(games):
             # an entry of compare may have the name of a score
             result[f"{judge} (compare)" if judge in tables else judge] = found | {"kind": "judge"} | measured
     return result
-
-
-def _images(folder: Store, wanted: set[str]) -> pd.DataFrame:
-    """Return request_id, index and id of the model's images for these requests, without failed ones."""
-    import pandas as pd
-
-    frames = [
-        folder.candidates(name).frame(["id", "request_id", "index", "error"]) for name in folder.names("candidates")
-    ]
-    frame = pd.concat(frames, ignore_index=True)
-    return frame[frame.request_id.isin(wanted) & frame.error.isna()][["request_id", "index", "id"]]
-
-
-def _seeds(frame: pd.DataFrame, cfg: Eval) -> pd.DataFrame:
-    return frame[frame["index"] < cfg.seeds]
 
 
 def rows_of(arenas: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, Any]]:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from prefkit.score.embed.encoder import Encoder
-
 T = TypeVar("T")
 #: function (model, scorer, evaluation_only) -> whether the scorer chose the model's training pairs; None if unknown
 Used = Callable[[str, str, bool], "bool | None"]
@@ -71,7 +69,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             return dict(counts)
 
         def write_result() -> dict[str, Any]:
-            result: dict[str, Any] = {"sets": {}, "arena": {}}
+            result: dict[str, Any] = {"sets": {}, "arena": {}, "requests": _ids(requests)}
             bases, encoder = {}, encoder_of(cfg)
             real, of_real = _real(store, name, cfg)
             usable, left_out = list(specs), dict[str, str]()
@@ -80,11 +78,15 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
                 opened = {model: Store(store.eval(name) / set_name / model) for model in jobs}
                 bases[set_name] = opened["base"]
                 usable, left_out = comparable(opened["base"], list(specs))
-                result["sets"][set_name] = assess(used, cfg, generator, opened, members, usable, encoder, real, votes)
-                place = store.eval(name) / ".judges" / set_name
                 wanted = {r.request_id for r in members}
                 tables = _tables(opened, generator, usable, wanted)
-                if found := arena.arena(recipe, cfg, place, opened, tables, wanted):
+                images = {model: candidates(folder, generator, wanted, cfg.seeds) for model, folder in opened.items()}
+                measured = distances(cfg, encoder, generator, opened, wanted, real)
+                result["sets"][set_name] = assess(
+                    used, cfg, generator, opened, members, tables, images, measured, votes
+                )
+                place = store.eval(name) / ".judges" / set_name
+                if found := arena.arena(recipe, cfg, place, opened, tables, images):
                     result["arena"][set_name] = found
             result |= {"correlations": _correlations(bases, generator, usable, requests), "left_out": left_out}
             made_with = {"eval": plain(cfg), "generator": generator, "generate": plain(settings)}
@@ -98,6 +100,11 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
             return result
 
         return processes.lead(write_result)
+
+
+def _ids(requests: dict[str, list[Request]]) -> dict[str, list[str]]:
+    """Return the ids of each set's requests: the folders may hold more, from an earlier, larger evaluation."""
+    return {set_name: [request.request_id for request in members] for set_name, members in requests.items()}
 
 
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
@@ -207,37 +214,34 @@ def assess(
     generator: str,
     opened: dict[str, Store],
     requests: list[Request],
-    aliases: list[str],
-    encoder: Encoder | None,
-    real: np.ndarray | None,
-    votes: pd.DataFrame | None = None,
+    tables: dict[str, tuple[dict[str, pd.DataFrame], bool]],
+    images: dict[str, pd.DataFrame],
+    measured: dict[str, dict[str, Any]],
+    votes: pd.DataFrame,
 ) -> dict[str, Any]:
     """Compare each model with the base on one set. Returns {model: {scorer or "people": row}}.
 
-    opened: run folders by model. votes: people's votes (see `people.read_votes`), which are a judge if there are any.
+    opened: run folders by model. tables: result of `_tables`. images: models' tables of `candidates`. measured: result of
+    `distances`. votes: people's votes (see `people.read_votes`), which are a judge if there are any.
     """
     wanted = {r.request_id for r in requests}
     base = opened["base"]
     result: dict[str, Any] = {}
-    for model, measured in distances(cfg, encoder, generator, opened, wanted, real).items():
-        folder = opened[model]
+    for model, distance in measured.items():
         result[model] = {}
-        for alias in aliases:
-            frames = [values(place, generator, alias, wanted) for place in (base, folder)]
-            row = assess_scorer(used, cfg, (model, alias), frames, base.scores(alias).spec() or {}, measured)
+        for alias, (frames, _) in tables.items():
+            pair = [frames["base"], frames[model]]
+            row = assess_scorer(used, cfg, (model, alias), pair, base.scores(alias).spec() or {}, distance)
             if (cfg.by or tiers.columns(cfg)) and model not in tiers.columns(cfg):
-                scores = dict(zip(("base", "tuned"), frames))
-                for tier, place in tiers.MODELS.items():
-                    if place in opened:
-                        scores[tier] = values(opened[place], generator, alias, wanted)
+                scores = dict(zip(("base", "tuned"), pair))
+                scores |= {tier: frames[place] for tier, place in tiers.MODELS.items() if place in frames}
                 row["tiers"] = tiers.tier_report(cfg, scores, requests, row["higher_is_better"])
-            tables = [aspect_table(place, generator, alias, wanted, cfg.seeds) for place in (base, folder)]
-            result[model][alias] = row | {"aspects": compare_aspects(*tables)}
-        before, after = (candidates(place, generator, wanted, cfg.seeds) for place in (base, folder))
-        judged = people.compare_votes(votes, before, after, cfg.bootstrap) if votes is not None else None
+            aspects = [aspect_table(folder, generator, alias, wanted, cfg.seeds) for folder in (base, opened[model])]
+            result[model][alias] = row | {"aspects": compare_aspects(*aspects)}
+        judged = people.compare_votes(votes, images["base"], images[model], cfg.bootstrap)
         if judged is not None:
             # new votes on new images: evidence, even if other votes of the same people chose the training pairs
-            row = judged | measured | {"used_for_pairs": False, "evaluation_only": False, "higher_is_better": True}
+            row = judged | distance | {"used_for_pairs": False, "evaluation_only": False, "higher_is_better": True}
             word = verdict(row["ci_low"], row["ci_high"], row["n_requests"], row["moved"], row["seed_distance"])
             result[model][people.PEOPLE] = row | {"verdict": word}
     return result
@@ -298,8 +302,8 @@ def values(folder: Store, generator: str, alias: str, requests: set[str]) -> pd.
 
 
 def candidates(folder: Store, generator: str, requests: set[str], seeds: int) -> pd.DataFrame:
-    """Return request_id, index and id of the candidates of these requests with the first `seeds` indices."""
-    frame = folder.candidates(generator).frame(["id", "request_id", "index"])
+    """Return request_id, index, id and error of the candidates of these requests with the first `seeds` indices."""
+    frame = folder.candidates(generator).frame(["id", "request_id", "index", "error"])
     return frame[frame.request_id.isin(requests) & (frame["index"] < seeds)]
 
 

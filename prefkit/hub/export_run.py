@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from prefkit import registry
 from prefkit.config import plugin_options
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.pair_reader import Pairs
-from prefkit.output import note
+from prefkit.output import note, warn
 from prefkit.store.files import read_json, write_json
 from prefkit.store.folders import files_in, first_foreign_file, inventory, swap
 from prefkit.store.litter import sweep_beside, temporary_beside
@@ -33,6 +33,8 @@ def run_export(
     options = plugin_options.options(plugin, dict(flags or {}), f"export --as {layout}")
     source = Pairs(pairs)
     out = Path(out).expanduser()
+    if getattr(options, "root", None) == "":
+        options = replace(options, root=str(out.resolve()))
     made = digest(
         layout, asdict(options), str(source.folder.resolve()), source.state()
     )  # stores a hash, not the private folder name
@@ -49,6 +51,7 @@ def run_export(
         counts = plugin(options).write(source, partial)
         if not counts.get("pairs"):
             raise UsageError(f"export: the files in {source.folder} hold no pairs. Make pairs with `prefkit pair`.")
+        counts |= _left_out(source, layout, getattr(plugin, "keeps", ()))
         write_json(partial / MARK, {"made": made, "counts": counts, "files": inventory(partial)})
         _check(out, overwrite)  # again, because writing takes long
         swap(partial, out)
@@ -57,6 +60,28 @@ def run_export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return {"as": layout, "out": str(out), **counts}
+
+
+def _left_out(source: Pairs, layout: str, keeps: Collection[str]) -> dict[str, int]:
+    """Report what the layout does not hold, and return the counts that are not 0."""
+    counts = {
+        "soft": 0 if "p" in keeps else source.soft,
+        "edits": 0 if "inputs" in keeps else source.edits,
+        "ties": source.count_ties(),
+    }
+    if counts["soft"]:
+        note(
+            f"export: pairs with a probability (p) below 1: {counts['soft']}. Trainers that read {layout} treat every "
+            "winner as certain."
+        )
+    if counts["edits"]:
+        warn(
+            f"export: pairs made with input images: {counts['edits']}. {layout} does not hold these images, so a model "
+            "that is trained on this export does not see them."
+        )
+    if counts["ties"]:
+        note(f"export: ties left out: {counts['ties']}.")
+    return {f"{name}_left_out": count for name, count in counts.items() if count}
 
 
 def _mark(out: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,11 @@ from prefkit.hub.importing.readers import of_further_config, split_of_name
 from prefkit.hub.importing.walk import describe_skipped, files_under, kind_of
 from prefkit.images import shown
 from prefkit.output import warn
+from prefkit.paths import nfc
 from prefkit.store import Store
 from prefkit.store.parquet import read_rows
 from prefkit.store.reader import CandidateReader, run_of
+from prefkit.types import INPUT_ID, Request
 
 NEEDS = ("label_0", "caption")
 
@@ -56,7 +59,11 @@ class PairOut:
 
 
 class Pairs:
-    """The pairs under a folder; `rows()` may be called repeatedly."""
+    """The pairs under a folder; `rows()` may be called repeatedly.
+
+    ties: the files of ties, which are not pairs. soft, edits: how many of the pairs that the last `rows()` yielded have
+    a probability below 1, and input images.
+    """
 
     def __init__(self, where: str) -> None:
         self.folder = find(where)
@@ -64,12 +71,16 @@ class Pairs:
         if self.run is not None:
             use_background(self.run.folder)
         self.files: list[tuple[str, Path]] = []
+        self.ties: list[Path] = []
+        self.soft = self.edits = 0
         skipped: Counter[str] = Counter()
         for path in files_under(self.folder, lambda kind, count: skipped.update({kind: count})):
             name = path.relative_to(self.folder)
             if path.suffix.lower() != ".parquet":
                 skipped[kind_of(path)] += 1
-            elif not of_further_config(path, self.folder):
+            elif of_further_config(path, self.folder):
+                self.ties += [path] if name.parts[0] == "ties" else []
+            else:
                 split = name.parts[0] if len(name.parts) > 1 and name.parts[0] != "data" else None
                 self.files.append((split or split_of_name(name.as_posix()) or "train", path))
         if skipped and self.run is None:
@@ -77,12 +88,60 @@ class Pairs:
         if not self.files:
             raise UsageError(f"export: {self.folder} has no Parquet file. Make pairs with `prefkit pair`.")
 
+    def count_ties(self) -> int:
+        """Return the number of ties. A damaged file counts as 0, because an export does not need it."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        count = 0
+        for path in self.ties:
+            with suppress(pa.ArrowException, OSError):
+                count += pq.read_metadata(path).num_rows
+        return count
+
     @cached_property
     def reader(self) -> CandidateReader | None:
         return CandidateReader(self.run) if self.run is not None else None
 
     def _candidate_image(self, cid: str) -> bytes | None:
         return self.reader.image(cid) if self.reader is not None else None
+
+    @cached_property
+    def input_columns(self) -> list[str]:
+        """The columns of the run's requests from which the generators' pipelines took arguments (model.inputs)."""
+        specs = [self.run.candidates(name).spec() or {} for name in self.run.names("candidates")] if self.run else []
+        fields = [field for spec in specs for field in spec.get("inputs", {}).values()]
+        return list(dict.fromkeys(nfc(field.removeprefix("extra.")) for field in fields))
+
+    @cached_property
+    def _requests(self) -> dict[str, Request]:
+        return {r.request_id: r for r in self.run.requests()} if self.run is not None and self.input_columns else {}
+
+    def input_images(self, pair: PairOut) -> list[tuple[str, bytes]]:
+        """Return (id, encoded image) of each of the input images of a pair's request, in the order of model.inputs.
+
+        Raises UsageError if the run lacks the request or an image.
+        """
+        rid = pair.columns.get("request_id")
+        if self.input_columns and rid not in self._requests:
+            raise UsageError(
+                f"export: pair {pair.number} ({pair.caption[:80]!r}) has the request {rid}, which is not in the run "
+                f"{self.folder.parents[1]}, so its input image ({', '.join(self.input_columns)}) is unknown. Remove the "
+                "pair, or make the pairs again with `prefkit pair`."
+            )
+        return [(name, shown(self._input_image(name))) for name in self._input_ids(pair)]
+
+    def _input_ids(self, pair: PairOut) -> list[str]:
+        """Return the ids of a pair's input images; [] if the run does not have its request."""
+        request = self._requests.get(str(pair.columns.get("request_id")))
+        values = [request.extra.get(column) for column in self.input_columns] if request is not None else []
+        names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+        return [name for name in names if isinstance(name, str) and INPUT_ID.fullmatch(name)]
+
+    @cached_property
+    def _input_image(self) -> Callable[[str], bytes]:
+        assert self.run is not None  # without a run no pair has input ids
+        return self.run.input_images()
 
     def state(self) -> list[list[Any]]:
         """Return path, size and modification time of every file, to detect changes."""
@@ -94,7 +153,7 @@ class Pairs:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        number = 0
+        number = self.soft = self.edits = 0
         for split, path in self.files:
             row = 0
             try:
@@ -103,7 +162,10 @@ class Pairs:
                     raise UsageError(f"export: {path} lacks column {', '.join(absent)}; pairs need {', '.join(NEEDS)}.")
                 for values in read_rows(path):
                     row += 1
-                    yield self._pair(f"{path} row {row}", number, split, values)
+                    pair = self._pair(f"{path} row {row}", number, split, values)
+                    self.soft += pair.p < 1
+                    self.edits += bool(self._input_ids(pair))
+                    yield pair
                     number += 1
             except (pa.ArrowException, OSError) as error:
                 text = " ".join(str(error).split())[:160]

@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from prefkit.errors import PrefkitError, StoreError, UsageError
+from prefkit.errors import DamagedError, PrefkitError, StoreError, UsageError
 from prefkit.output import Progress, message
-from prefkit.store.files import read_json, write_whole
+from prefkit.store.files import read_json, remedy_for, write_whole
 from prefkit.store.run import Store
 from prefkit.store.seal import open_sealed
 from prefkit.store.table import check_fingerprint, compare_settings
@@ -185,13 +185,30 @@ def unite(folder: Path, target: Target, name: str, scratch: Path) -> Callable[[]
 
 
 def _push(folder: Path, target: Target, name: str) -> None:
-    with open_sealed(folder / name):  # so that a damaged part does not spread
-        pass
+    _check(folder / name, str(folder / name), remedy_for(folder / name))
     target.put(folder / name, name)
 
 
 def _pull(folder: Path, target: Target, name: str) -> None:
-    target.get(name, folder / name)
+    shown = f"{target.url}/{name}"
+
+    def save(temporary: Path) -> None:
+        target.fs.get_file(target.path(name), str(temporary))
+        _check(temporary, shown, "Remove it there, then sync from the machine that made it.")
+
+    write_whole(folder / name, save)
+
+
+def _check(part: Path, shown: str, remedy: str) -> None:
+    """Raise DamagedError if `part` is damaged, so that a damaged part does not spread. shown: its name in the message."""
+    import pyarrow as pa
+
+    try:
+        open_sealed(part).close()
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(
+            part, f"{shown} could not be read: {message(str(error), 160).rstrip('.')}. {remedy}"
+        ) from error
 
 
 def _all(copies: Iterable[Callable[[], None]], label: str) -> None:

@@ -28,6 +28,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prefkit import output
 from prefkit.errors import PrefkitError, UsageError
 from prefkit.human import home
 from prefkit.human.ballot import Ballot, Conflict
@@ -68,6 +69,7 @@ class Site:
         self.voters = {_token(secret, "annotator", name): name for name in annotators or [""]}
         self.hashed = {name: hashed_name(page.salt, name) for name in annotators}
         self.reporting = threading.Lock()
+        self.printed: set[str] = set()
 
     def routes(self) -> list[Route]:
         return [
@@ -154,17 +156,32 @@ class Site:
         links = {name: f"{address}/{token}/" for token, name in self.voters.items()}
         return home.progress(self.ballot.progress(), len(self.page.key["pairs"]), links, self.hashed)
 
+    def failed(self, request: Request, error: Exception) -> Response:
+        """Answer a request that failed. An annotator does not see the reason, which may name files and candidates."""
+        text = str(error)
+        if not self._is_owner(request):
+            if text not in self.printed:  # the page repeats its request
+                output.error(text)
+            self.printed.add(text)
+            text = "votes cannot be read or stored; tell the person who gave you the address"
+        return _answer(request, text, 400 if isinstance(error, UsageError) else 500)
+
     # -- access ---------------------------------------------------------------------------------------------------
     def _voter(self, request: Request) -> str | None:
         """Return the name of the annotator whose token the address has ("" for the shared one); None for the owner.
 
         Raises HTTPException (404) for any other token.
         """
+        if self._is_owner(request):
+            return None
         token = request.path_params["token"].encode()
-        for known, name in [(self.owner, None), *self.voters.items()]:
+        for known, name in self.voters.items():
             if hmac.compare_digest(known.encode(), token):
                 return name
         raise HTTPException(404)
+
+    def _is_owner(self, request: Request) -> bool:
+        return hmac.compare_digest(self.owner.encode(), request.path_params["token"].encode())
 
     def _check_owner(self, request: Request) -> None:
         if self._voter(request) is not None:
@@ -211,7 +228,7 @@ def refusal(headers: Headers, scheme: str, bound: str) -> str | None:
 
 def application(site: Site, host: str) -> Starlette:
     """Return the ASGI application. host: the address that the server is bound to."""
-    app = Starlette(routes=site.routes(), exception_handlers={PrefkitError: _failed, HTTPException: _refused})
+    app = Starlette(routes=site.routes(), exception_handlers={PrefkitError: site.failed, HTTPException: _refused})
     app.add_middleware(Guard, host=host)
     return app
 
@@ -265,19 +282,15 @@ async def _body(request: Request, most: int) -> bytes:
     return data
 
 
-def _failed(request: Request, error: Exception) -> Response:
-    """Answer a request that failed for a reason that the user can fix."""
-    status = 400 if isinstance(error, UsageError) else 500
-    if request.method != "GET":
-        return JSONResponse({"error": str(error)}, status)
-    return HTMLResponse(home.message(str(error)), status)
-
-
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = (
         "This address is not known here. Use one that the server printed." if error.status_code == 404 else error.detail
     )
+    return _answer(request, text, error.status_code)
+
+
+def _answer(request: Request, text: str, status: int) -> Response:
     if request.method != "GET":
-        return JSONResponse({"error": text}, error.status_code)
-    return HTMLResponse(home.message(text), error.status_code)
+        return JSONResponse({"error": text}, status)
+    return HTMLResponse(home.message(text), status)

@@ -23,8 +23,9 @@ def combine(
 
     value = sum |weight| * score / sum |weight| over the scores that are present, NaN if there are none; only the
     proportions of the weights matter. A negative weight inverts its score.
-    A mean of several scores is rounded to BITS bits of the candidate's largest score: equal means of different scores
-    differ in the last bits of float64, and would become pairs at `tie: 0` or be on different sides of a threshold.
+    A mean of several scores is rounded to BITS significant bits, and is 0 if the candidate's scores cancel to within as
+    many bits: equal means of different scores differ in the last bits of float64, and would become pairs at `tie: 0` or be
+    on different sides of a threshold.
     """
     signed = (columns[alias] * (signs[alias] * np.sign(weight)) for alias, weight in weights.items())
     scores = np.stack([normalise(values, groups, how, scope) for values in signed], axis=1)
@@ -40,6 +41,6 @@ def combine(
 def _rounded(value: np.ndarray, scores: np.ndarray) -> np.ndarray:
     if scores.shape[1] == 1:
         return value
-    with np.errstate(invalid="ignore"):
-        _, exponent = np.frexp(np.nanmax(np.abs(scores), axis=1, initial=0.0))
-        return np.ldexp(np.rint(np.ldexp(value, BITS - exponent)), exponent - BITS)
+    cancelled = np.abs(value) < np.ldexp(np.nanmax(np.abs(scores), axis=1, initial=0.0), -BITS)
+    mantissa, exponent = np.frexp(np.where(cancelled, 0.0, value))
+    return np.ldexp(np.rint(np.ldexp(mantissa, BITS)), exponent - BITS)

@@ -113,7 +113,7 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple
 
 def _read(store: Store, config: Pair, strategy: Any, name: str, limit: int | None, write: bool = True) -> Inputs:
     by_votes = hasattr(strategy, "compared")
-    weights = weights_of(store, config, needed=not by_votes)
+    weights = _without_added(store, config, name, weights_of(store, config, needed=not by_votes))
     pool, specs = add_scores(store, read_pool(store, config, limit), list(weights))
     counts: dict[str, Any] = {"requests": int(pool.frame.request.nunique()), "candidates": len(pool)}
     pool, stats = curate(store, pool, config, counts, write=write)
@@ -203,6 +203,24 @@ def settled(config: Pair, strategy: Any, name: str) -> Pair:
                 f"pair.{name}: {key} {getattr(config, key)!r} is unknown; choose one of {', '.join(choices)}."
             )
     return config
+
+
+def _without_added(store: Store, config: Pair, name: str, weights: dict[str, float]) -> dict[str, float]:
+    """Return default weights without the scores that were added after a model was trained on pairs/NAME, and note them."""
+    if config.weights or not trained_on(store, name):
+        return weights
+    stored: dict[str, float] = {}
+    with suppress(DamagedError, FileNotFoundError):
+        stored = (read_json(store.pairs(name) / "spec.json").get("spec") or {}).get("weights") or {}
+    added = [alias for alias in weights if alias not in stored]
+    if not added or not stored.keys() <= weights.keys():
+        return weights
+    every = ", ".join(f"{alias}: 1" for alias in weights)
+    note(
+        f"pair {name}: a model was trained on these pairs before {', '.join(added)} was added, so they are still made without "
+        f"it. To pair by all scores, set pair.{name}.weights to {{{every}}} and use --redo, or another name under pair."
+    )
+    return {alias: weights[alias] for alias in stored}
 
 
 def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, float]:

@@ -15,8 +15,8 @@ from prefkit.store import Store
 def verdicts(store: Store, tables: Sequence[str], aspect: str) -> pd.DataFrame:
     """Read verdicts: a row per judge and pair, with ids a < b, judge and fraction (1: a is better, 1/2: tie, 0: b).
 
-    If a judge compared a pair several times, the verdicts are averaged. Failed verdicts are left out. Raises UsageError
-    for a missing table.
+    If a judge compared a pair several times, the verdicts are averaged. A person is one judge, and a vote counts once, in
+    however many tables it is. Failed verdicts are left out. Raises UsageError for a missing table.
     """
     known = store.names("comparisons")
     unknown = [name for name in tables if name not in known]
@@ -26,8 +26,7 @@ def verdicts(store: Store, tables: Sequence[str], aspect: str) -> pd.DataFrame:
         raise UsageError(
             f"pair: {store.folder} has no {missing}.{choices} Import votes (`prefkit import`) or run `prefkit compare`."
         )
-    frames = [store.comparisons(name).frame().assign(table=name) for name in tables or known]
-    frame = pd.concat(frames, ignore_index=True)
+    frame = _read(store, tables or known)
     frame = frame[
         frame.outcome.isin(["a", "b", "tie"]) & (frame.aspect.fillna("") == aspect) & (frame.id_a != frame.id_b)
     ]
@@ -43,6 +42,19 @@ def verdicts(store: Store, tables: Sequence[str], aspect: str) -> pd.DataFrame:
         }
     )
     return frame.groupby(["a", "b", "judge"])["fraction"].mean().reset_index()
+
+
+def _read(store: Store, names: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of the tables, with the column `table`: for a person, the first table with a vote of theirs."""
+    frames = []
+    for name in names:
+        table = store.comparisons(name)
+        frames.append(table.frame().assign(table=name, voted=(table.spec() or {}).get("imported") == "votes"))
+    frame = pd.concat(frames, ignore_index=True)
+    voted = frame.voted.astype(bool)
+    first = frame[voted].groupby("judge").table.first()
+    frame["table"] = frame.judge.map(first).where(voted, frame.table)
+    return frame[~voted | ~frame.duplicated(["voted", "id"])]
 
 
 def compared_pairs(pool: Pool, votes: pd.DataFrame, bradley_terry: bool, prior: float, least: int) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.report import evidence, html, learning, plot, same_seeds
-from prefkit.report.grids import CONTROL_SUFFIXES
+from prefkit.report.grids import CONTROL_SUFFIXES, evaluated
 from prefkit.report.overview import SECRET_KEY
 from prefkit.store import Store
 from prefkit.store.files import read_json, write_atomic
@@ -151,10 +151,12 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def _evaluations(runs: Runs) -> str:
     """Return one table per evaluation and set: the verdicts of a judge on all runs stand below each other."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    requests: dict[tuple[str, str], dict[str, set[str]]] = {}
     for run, store in runs.items():
         for name, result in evidence.results(store).items():
             for set_name, models in result.get("sets", {}).items():
                 found.setdefault((name, set_name), {})[run] = models
+                requests.setdefault((name, set_name), {})[run] = evaluated(result, store.eval(name) / set_name)
     parts = []
     for (name, set_name), per_run in found.items():
         judges = dict.fromkeys(alias for models in per_run.values() for row in models.values() for alias in row)
@@ -166,7 +168,7 @@ def _evaluations(runs: Runs) -> str:
             if alias in scorers and not model.startswith("base-")
         ]
         title = name if name == set_name else f"{name}, requests {set_name}"
-        parts += [f"<h3>{html.text(title, 120)}</h3>", _overlap(runs, name, set_name, per_run)]
+        parts += [f"<h3>{html.text(title, 120)}</h3>", _overlap(requests[name, set_name])]
         parts.append(html.table(HEAD, rows, left=5) if rows else html.missing("No model was compared."))
     return "".join(parts) or html.missing("No run has been evaluated yet.")
 
@@ -177,12 +179,8 @@ def _row(alias: str, run: str, model: str, row: dict[str, Any]) -> list[str]:
     return [f'<span class="name">{judge}</span>', html.text(run, 60), name + kind, tag, *numbers[:-2]]
 
 
-def _overlap(runs: Runs, name: str, set_name: str, per_run: Mapping[str, Any]) -> str:
-    """Return a warning if the runs were not evaluated on the same requests, else ""."""
-    sets = {
-        run: {request.request_id for request in Store(runs[run].eval(name) / set_name / "base").requests()}
-        for run in per_run
-    }
+def _overlap(sets: Mapping[str, set[str]]) -> str:
+    """Return a warning if the runs were not evaluated on the same requests, else "". sets: run -> ids of its requests."""
     if len(set(map(frozenset, sets.values()))) < 2:
         return ""
     counts = ", ".join(f"{html.text(run, 60)} {len(found):,}" for run, found in sets.items())

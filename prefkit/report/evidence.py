@@ -36,8 +36,8 @@ TAGS = {
     False: '<span class="tag held">held out</span>',
     None: '<span class="tag">training signal: unknown</span>',
 }
-UNJUDGED = (
-    "Nobody has judged these images yet. <code>prefkit serve RUN --models base,NAME</code> asks people; then run "
+NO_VOTES = (
+    "Nobody has voted on these images yet. <code>prefkit serve RUN --models base,NAME</code> asks people; then run "
     "<code>prefkit eval RUN</code> again."
 )
 #: the page shows images of at most this many prompt sets; its tables list all sets
@@ -116,7 +116,7 @@ def evaluation(store: Store, evaluations: dict[str, dict[str, Any]]) -> str:
                 parts.append(grids.both(store.eval(name) / set_name, result, models))
             else:
                 parts.append(html.missing("Images of this set are in the run folder."))
-            parts.append(_table(models) if any(models.values()) else html.missing(UNJUDGED))
+            parts.append(_table(models) if any(models.values()) else html.missing(NO_VOTES))
             parts.append(arena.table(result.get("arena", {}).get(set_name, {})))
             shown += 1
         parts.append(_caveats(result))

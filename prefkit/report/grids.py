@@ -30,7 +30,8 @@ def both(folder: Path, result: dict[str, Any], models: dict[str, dict[str, Any]]
     seeds = min(SEEDS, settings.get("eval", {}).get("seeds", SEEDS))
     frames = {name: index(store, settings.get("generator"), seeds) for name, store in stores.items()}
     prompts = {r.request_id: r.prompt for r in stores["base"].requests()}
-    shared = set.intersection(set(prompts), *(set(frame.request_id) for frame in frames.values()))
+    requests = evaluated(result, folder)
+    shared = set.intersection(requests, *(set(frame.request_id) for frame in frames.values()))
     model = next(name for name in stores if name != "base")
     judge = _judge({alias: row for alias, row in models[model].items() if alias in stores["base"].names("scores")})
     changes = regressions(stores, frames, model, judge, shared) if judge else {}
@@ -51,6 +52,15 @@ def both(folder: Path, result: dict[str, Any], models: dict[str, dict[str, Any]]
 def is_variant(model: str) -> bool:
     """True for a control or for the base with changed settings, which are shown but never reported as findings."""
     return model.endswith(CONTROL_SUFFIXES) or model.startswith("base-")
+
+
+def evaluated(result: dict[str, Any], folder: Path) -> set[str]:
+    """Return the ids of the requests that an evaluation compared on the set in `folder`; base/ may hold more.
+
+    If result.json does not name them (earlier versions): all requests of base/.
+    """
+    named = result.get("requests", {}).get(folder.name)
+    return set(named) if named is not None else {r.request_id for r in Store(folder / "base").requests()}
 
 
 def by_hash(requests: set[str]) -> list[str]:

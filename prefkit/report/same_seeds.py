@@ -9,7 +9,7 @@ import pandas as pd
 
 from prefkit.report import html
 from prefkit.report.evidence import results
-from prefkit.report.grids import SEEDS, SIDE, by_hash, index, is_variant
+from prefkit.report.grids import SEEDS, SIDE, by_hash, evaluated, index, is_variant
 from prefkit.report.pictures import thumbnails
 from prefkit.store import Store
 
@@ -50,7 +50,12 @@ def _frames(name: str, store: Store) -> Frames:
             wanted = ["base", *[model for model in models if not is_variant(model)][:MODELS]]
             stores = {model: Store(folder / model) for model in wanted if (folder / model / "run.json").exists()}
             if len(stores) > 1:
-                return {f"{name}: {model}": (part, index(part, generator, SEEDS)) for model, part in stores.items()}
+                frames = {model: index(part, generator, SEEDS) for model, part in stores.items()}
+                requests = evaluated(result, folder)
+                return {
+                    f"{name}: {model}": (stores[model], frame[frame.request_id.isin(requests)])
+                    for model, frame in frames.items()
+                }
     return {}
 
 

@@ -71,7 +71,7 @@ def ask_all(
             _ask(source, settings, judge, table, todo, counts)
         finally:
             close(judge, f"compare {name}")
-    flip, first = rates(_answers(table))
+    flip, first = rates(answers(table))
     counts |= {"flip_rate": flip, "first_rate": first, "seconds": round(time.monotonic() - start, 2)}
     write_json(table.folder / "spec.json", spec | {"measured": {"flip_rate": flip, "first_rate": first}})
     note_pace(table.folder, counts["compared"], counts["seconds"])
@@ -170,7 +170,7 @@ def decided(table: Table) -> set[Ids]:
     return set(zip(frame.id_a, frame.id_b))
 
 
-def _answers(table: Table) -> list[Comparison]:
+def answers(table: Table) -> list[Comparison]:
     """Return the latest two answers about each pair, order "ab" before order "ba"."""
     rows = table.read(["id_a", "id_b", "order", "outcome"]).to_pylist()
     outcomes = {(row["id_a"], row["id_b"], row["order"]): row["outcome"] for row in rows}

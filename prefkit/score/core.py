@@ -142,6 +142,16 @@ def decode(batch: Sequence[Candidate]) -> list[Candidate | Score]:
     return items
 
 
+def with_input_images(
+    batch: Sequence[Candidate], column: str, score: Callable[[list[Candidate]], Sequence[Score]]
+) -> list[Score]:
+    """Return the scores of `score` for candidates with input images in `column`, and failed scores for the others."""
+    shown = [candidate for candidate in batch if candidate.input_images(column)]
+    scores = {candidate.id: one for candidate, one in zip(shown, score(shown), strict=True)} if shown else {}
+    missing = Score(None, error=f"the column {column} holds no images; list {column} under requests.images")
+    return [scores.get(candidate.id, missing) for candidate in batch]
+
+
 def undecodable(error: Exception) -> str:
     return f"the image could not be decoded: {error_text(error)}"
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.score.contract import spec_of
+from prefkit.types import ScorerSpec
 
+OF_WEIGHTS = "that of the weights"
 COMMERCIAL, COPYLEFT = "forbids commercial use", "forces copyleft"
 #: licence in lower case -> restriction
 RESTRICTED = {
@@ -45,6 +47,11 @@ WEIGHTS = {
     "metaclip_": "CC-BY-NC-4.0",
     "jinaai/jina-clip-v2": "CC-BY-NC-4.0",
 }
+
+
+def with_licence_of(spec: ScorerSpec, given: str, default: str) -> ScorerSpec:
+    """Return `spec`, whose licence is that of the published weights `default`, with OF_WEIGHTS if others are `given`."""
+    return spec if given == default else dataclasses.replace(spec, licence=OF_WEIGHTS)
 
 
 def restriction(licence: str) -> str | None:

@@ -256,10 +256,10 @@ def _differences(key: str, stored: Any, wanted: Any) -> list[tuple[str, Any, Any
 
 
 def _without_claims(value: Any) -> Any:
-    """Return settings without the key `verified` of scorer specs, which does not affect scores."""
+    """Return settings without the keys `verified` and `licence` of scorer specs, which do not affect scores."""
     if not isinstance(value, Mapping):
         return value
-    claims = {"verified"} if "evaluation_only" in value else set()
+    claims = {"verified", "licence"} if "evaluation_only" in value else set()
     return {k: _without_claims(v) for k, v in value.items() if k not in claims}
 
 

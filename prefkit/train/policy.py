@@ -198,8 +198,9 @@ def _check_continued(net: Any, start: str, lora: Lora) -> None:
         differences.append(f"targets are not {', '.join(lora.targets)} (first to differ: {first})")
     if differences:
         raise UsageError(
-            f"train.lora.resume cannot change the adapter, but its {'; its '.join(differences)}. Set lora.rank "
-            f"to {adapter.r} and remove alpha and targets, or set `resume: false` to add a new adapter."
+            "train.NAME.start and lora.resume train an adapter further and cannot change its shape, but its "
+            f"{'; its '.join(differences)}. Set lora.rank to {adapter.r} and remove alpha and targets. To add a new "
+            "adapter instead, list this one in model.adapters, and set neither key."
         )
 
 

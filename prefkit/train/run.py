@@ -8,7 +8,6 @@ from typing import Any
 
 from prefkit import output, registry
 from prefkit.config import Recipe, Train, bounds, compatibility, content
-from prefkit.config.rounds import continued
 from prefkit.distributed import check_device, device_of
 from prefkit.distributed.collectives import Processes
 from prefkit.errors import PluginError, UsageError
@@ -102,13 +101,16 @@ def started(store: Store, recipe: Recipe, name: str) -> Recipe:
     config = recipe.train[name]
     if config.start is None:
         return recipe
+    if config.start == name:
+        raise UsageError(f"train.{name}.start names this training itself. Name another training, or remove the key.")
     model = trained_model(store.folder, recipe.model, config.start)
     if not model.adapters:
         raise UsageError(
             f"train.{name}.start: {config.start} trained full weights, but only adapters can be trained further. Set "
             f"train.{config.start}.lora, or set model.base of another recipe to {model.base}."
         )
-    return replace(recipe, model=model, train={**recipe.train, name: continued(config)})
+    lora = None if config.lora is None else replace(config.lora, resume=True)
+    return replace(recipe, model=model, train={**recipe.train, name: replace(config, lora=lora)})
 
 
 def is_online(config: Train, objective: Any) -> bool:

@@ -138,11 +138,12 @@ class ModelLoader:
         self.caches = folder.parent / ".cache"  # shared by all entries of `train`
         files = {key: value for key, value in base.items() if key != "quantize"}
         code = registry.code_hash(config.family, "family")
+        self._without_prompts = {key: value for key, value in files.items() if key != "long_prompts"}
         self._common = [files, config.family, code, self.frozen_dtype, Background.rules()]
 
     def latents_folder(self) -> Path:
         """Return the folder with the images' latents and loss weights."""
-        return self.caches / cache_keys.latents_key(self._common)
+        return self.caches / cache_keys.latents_key([self._without_prompts, *self._common[1:]])
 
     def conditions_folder(self) -> Path:
         """Return the folder of the prompts' conditions. Its name depends on the recorded pipeline call, if there is one."""

@@ -1,11 +1,14 @@
-"""--dry-run makes the checks of the real command: the same exit code, and the same error."""
+"""--dry-run makes the checks of the real command: the same exit code, and the same error; it writes nothing."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from dataclasses import replace
 
 import drawing
+import psutil
 import pytest
 
 from prefkit.cli import dry_run
@@ -14,7 +17,7 @@ from prefkit.config import reader
 from prefkit.errors import FingerprintError
 from prefkit.store import Store
 from prefkit.store.files import write_json
-from tests.core.test_bad_input import edit, one_paragraph
+from tests.core.test_bad_input import edit, one_paragraph, stages
 
 RECIPE = """
 run: run
@@ -31,6 +34,19 @@ TASTE = """def blue(images, prompts):
 def needy(images, prompts, user):
     return [1.0 for _ in images]
 """
+
+
+def files(folder):
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def both(cli, recipe, *arguments):
+    """(code, error) of the dry run, which writes nothing, and of the run."""
+    before = files(recipe.parent)
+    planned = cli(*arguments, "--dry-run")
+    assert files(recipe.parent) == before
+    done = cli(*arguments)
+    return [(code, one_paragraph(err)) for code, _, err in (planned, done)]
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +104,8 @@ def test_the_dry_run_ends_as_the_run_does(case, made, tmp_path, monkeypatch, cli
     folder = shutil.copytree(made, tmp_path / "made")
     monkeypatch.chdir(folder)
     edit(folder / ("taste.py" if old is None else "r.yaml"), old or "[2]", new)
-    dry, real = (cli(verb, "-r", "r.yaml", *flags) for flags in (["--dry-run"], []))
-    assert (dry[0], real[0]) == (code, code) and message in one_paragraph(real[2])
-    assert one_paragraph(dry[2]) == one_paragraph(real[2])
+    dry, real = both(cli, folder / "r.yaml", verb, "-r", "r.yaml")
+    assert dry == real and real[0] == code and message in real[1], (dry, real)
 
 
 def test_new_candidates_of_a_trained_run_are_refused_by_both(made, tmp_path, monkeypatch, cli):
@@ -107,3 +122,97 @@ def test_new_candidates_of_a_trained_run_are_refused_by_both(made, tmp_path, mon
     dry_run._check_grown(store, recipe, "dpo", [])
     narrow = replace(recipe, pair={"main": replace(recipe.pair["main"], generators=["other"])})
     dry_run._check_grown(store, narrow, "dpo", ["own"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        ("generate", ["--format", ""]),
+        ("generate", ["--splits", "[nope]"]),
+        ("generate", ["--requests.source", "none.txt"]),
+        ("score", []),
+        ("pair", []),
+        ("train", ["--steps", "-1"]),
+        ("train", ["--schedule", "xyz"]),
+        ("train", ["--pairs", "none"]),
+        ("train", []),
+        ("eval", []),
+        ("eval", ["--models", "[]", "--scorers", "[nope]"]),
+    ],
+)
+def test_the_first_command_of_a_new_run(drawn, cli, verb, flags):
+    planned, done = both(cli, drawn, verb, "-r", drawn, *flags)
+    assert planned == done and done[0] == 2, done
+
+
+def test_a_limited_run_is_planned_as_it_would_be_done(drawn, cli):
+    _, out, _ = cli("run", "-r", drawn, "--limit", 1, "--dry-run", "--json")
+    assert {row["name"]: row.get("wanted") for row in json.loads(out)}["own"] == 4
+    stages(cli, drawn, "generate", "score", "pair")
+    shutil.move(drawn.parent / "run", f"{drawn.parent}/run-limit1")
+    _, out, _ = cli("run", "-r", drawn, "--limit", 1, "--dry-run", "--json")
+    wanted = {row["name"]: row.get("wanted") for row in json.loads(out)}
+    assert wanted["taste"] > 4 and wanted["dpo"] == 4  # all that is there, and the recipe's steps
+
+
+def test_another_entry_of_the_same_stage_excuses_nothing(drawn, cli):
+    """`size` has all to do, and `taste` was scored by another scorer: the run ends with that."""
+    stages(cli, drawn, "generate")
+    assert cli("score", "-r", drawn, "-q", "--name", "taste")[0] == 0
+    taste = drawn.parent / "taste.py"
+    taste.write_text(taste.read_text().replace("255", "256"))
+    planned, done = both(cli, drawn, "score", "-r", drawn)
+    assert planned == done and done[0] == 1 and "taste" in done[1], (planned, done)
+
+
+STARTS = """
+import json, sys
+open("LOG", "a").write("started\\n")
+print(json.dumps({"protocol": 1, "spec": {"name": "mine", "version": "1"}}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    print(json.dumps({"request": asked["request"], "scores": [1.0] * len(asked["items"])}), flush=True)
+open("LOG", "a").write("ended\\n")
+"""
+
+
+def test_a_plan_starts_a_scorer_of_another_process_once_and_ends_it(drawn, cli):
+    log = drawn.parent / "log"
+    (drawn.parent / "own.py").write_text(STARTS.replace("LOG", str(log)))
+    edit(drawn, "{use: jpeg}", f"{{use: 'exec:{sys.executable} {drawn.parent}/own.py'}}")
+    edit(drawn, "own: {", "sd: {n: 1, steps: 1}\n  own: {")
+    edit(drawn, "models: [dpo], scorers: [size, taste]", "models: [], scorers: [size], base_steps: [2, 3]")
+    stages(cli, drawn, "generate")
+    before = set(psutil.Process().children())
+    for verb in ("score", "eval"):
+        log.unlink(missing_ok=True)
+        code, _, err = cli(verb, "-r", drawn, "--dry-run")
+        assert code == 0 and log.read_text().count("started") == 1, (verb, err)
+        assert set(psutil.Process().children()) == before
+
+
+def test_a_whole_recipe_is_planned_though_nothing_is_made_yet_but_not_with_a_fault(drawn, cli):
+    edit(drawn, "eval:\n  held_out: {", "eval:\n  held_out: {generator: sd, ")
+    edit(drawn, "generate:\n", "generate:\n  sd: {n: 1, steps: 1}\n")
+    assert cli("run", "-r", drawn, "--dry-run")[0] == 0
+    for flags, message in (
+        (["--train.dpo.schedule", "xyz"], "schedule: 'xyz' is unknown"),
+        (["--pair.main.weights", "{sise: 1}"], "no scores called sise exist, only size, taste"),
+        (["--pair.main.weights", "{size: 0}"], "every weight is 0"),
+        (["--pair.main.k", "9"], "needs 18 scored candidates per request, but no request has more than"),
+        (["--eval.held_out.models", "[nope]"], "train/nope"),
+        (["--train.dpo.pairs", "nope"], "'nope' is neither a name under"),
+    ):
+        code, out, err = cli("run", "-r", drawn, *flags, "--dry-run")
+        assert code == 2 and message in err and "generate" in out, (flags, err)
+
+
+def test_the_controls_of_a_training_are_checked_too(drawn, cli):
+    stages(cli, drawn, "generate", "score", "pair")
+    control = drawn.parent / "run" / "train" / "dpo-sft"
+    (control / "final").mkdir(parents=True)
+    (control / "spec.json").write_text('{"call": "another"}')
+    planned, done = both(cli, drawn, "train", "-r", drawn, "--controls")
+    assert planned == done and done[0] == 1 and "dpo-sft was made with other settings" in done[1]
+    assert cli("run", "-r", drawn, "--controls", "--dry-run")[0] == 1
+    assert cli("train", "-r", drawn, "--dry-run")[0] == 0

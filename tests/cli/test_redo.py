@@ -9,8 +9,8 @@ import pytest
 from prefkit.config import Recipe, redo
 from prefkit.errors import FingerprintError
 from prefkit.store import Store
-from prefkit.store.files import write_json
-from tests.core.test_bad_input import one_paragraph, stages
+from prefkit.store.files import read_json, write_json
+from tests.core.test_bad_input import edit, one_paragraph, stages
 from tests.hub.test_import_again import table
 
 
@@ -84,6 +84,28 @@ def test_pairs_change_freely_until_a_model_is_trained_on_them(made, cli):
     assert cli("pair", "-r", made, "--k", 1, "--dry-run")[0] == 1
     assert cli("pair", "-r", made, "--k", 1, "--redo")[0] == 0 and "train/dpo" in old(run)
     assert cli("pair", "-r", made, "--k", 2)[0] == 0 and len(list((run / ".old").iterdir())) == 1
+
+
+def test_a_score_that_is_added_later_changes_pairs_only_until_a_model_is_trained_on_them(made, cli):
+    """With default weights, which are those of all scores."""
+    store = Store(made.parent / "run")
+    path = store.pairs("main") / "spec.json"
+    edit(made, ", weights: {taste: 1.0}", "")
+    assert cli("pair", "-r", made, "--redo")[0] == 0  # moves the trainings
+    write_json(store.train("dpo") / "spec.json", {"train": {"pairs": "main"}})
+    before = path.read_bytes()
+    edit(made, "score:\n", "score:\n  later: {use: jpeg, quality: 20}\n")
+    assert cli("score", "-r", made)[0] == 0
+    for more in (["--dry-run"], []):
+        code, _, err = cli("pair", "-r", made, *more)
+        assert code == 0 and "before later was added, so they are still made without it" in " ".join(err.split())
+    assert path.read_bytes() == before and read_json(path)["spec"]["weights"] == {"size": 1, "taste": 1}
+    command = ["pair", "-r", made, "--weights", "{later: 1, size: 1, taste: 1}"]
+    assert cli(*command)[0] == 1 and cli(*command, "--redo")[0] == 0
+    assert read_json(path)["spec"]["weights"] == {"later": 1, "size": 1, "taste": 1}
+    edit(made, "score:\n", "score:\n  latest: {use: jpeg, quality: 30}\n")
+    assert cli("score", "-r", made)[0] == cli("pair", "-r", made)[0] == 0
+    assert "latest" in read_json(path)["spec"]["weights"]  # no training is left
 
 
 def test_a_corrected_import_replaces_the_earlier_one_and_what_was_made_from_it(tmp_path, cli):

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import CodeType
 
 import answers
 import numpy as np
@@ -174,11 +175,11 @@ def test_every_command_of_a_page_runs_in_a_test_or_can_be_parsed(name, monkeypat
         parse(shlex.split(line, comments=True))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_python_in_a_page_is_python(name):
-    for language, code in blocks((ROOT / name).read_text()):
-        if language == "python":
-            compile(code, name, "exec")
+def test_python_in_a_page_is_python():
+    found = [
+        (name, code) for name in ALL for language, code in blocks((ROOT / name).read_text()) if language == "python"
+    ]
+    assert found and all(isinstance(compile(code, name, "exec"), CodeType) for name, code in found)
 
 
 def parse(words: list[str]) -> None:

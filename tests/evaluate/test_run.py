@@ -17,7 +17,7 @@ from prefkit.config import Compare, Eval, Generate, Model, Pair, Recipe, Score, 
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.evaluate import arena
 from prefkit.evaluate.images import make
-from prefkit.evaluate.run import assess_scorer, run_eval
+from prefkit.evaluate.run import assess_scorer, candidates, run_eval
 from prefkit.evaluate.summary import flat_rows
 from prefkit.models.load.revision import base_revision
 from prefkit.models.load.trained import write_trained_on
@@ -121,8 +121,10 @@ def test_written_as_returned_and_without_nan(run, result):
     assert "NaN" not in text and "Infinity" not in text
 
 
-def test_every_set_model_and_scorer_has_a_whole_row(result):
+def test_every_set_model_and_scorer_has_a_whole_row(run, result):
     assert list(result["sets"]) == ["own", "file"]
+    base = Store(run[0].eval("held") / "own" / "base")
+    assert set(result["requests"]["own"]) == {r.request_id for r in base.requests()}
     for models in result["sets"].values():
         assert list(models) == ["same", "other", "other-sft", "base-s3"]
         for scorers in models.values():
@@ -240,6 +242,18 @@ def test_the_arena_ranks_all_models_by_scores_and_by_a_judge(run, result):
         for each in (light, judge)
     ]
     assert order[0] == order[1]
+
+
+def test_flips_are_those_of_the_pairs_of_this_evaluation(run, result):
+    """The judge's table also holds the pairs of an earlier, larger evaluation."""
+    store, recipe = run
+    folder = store.eval("held")
+    opened = {model: Store(folder / "own" / model) for model in ("base", "other")}
+    requests = {r.prompt: r.request_id for r in opened["base"].requests()}
+    for prompt, flips in (("rain", 1.0), ("a cat", 0.0)):
+        images = {model: candidates(part, "own", {requests[prompt]}, 2) for model, part in opened.items()}
+        games, found = arena.by_judge(recipe, "brighter", folder / ".judges" / "own" / "brighter", opened, images)
+        assert len(games) == 2 and found["flips"] == flips and found["failed"] == 0
 
 
 def test_an_arena_needs_known_judges(run):
@@ -408,6 +422,7 @@ def test_distances_to_real_images(run, result, tmp_path: Path, capsys):
 
 def test_people_alone_are_a_judge(run, result):
     """Without a scorer, eval makes the images and says how to have them judged; then it reports the votes."""
+    from prefkit.cli.next_step import voting
     from prefkit.human.agreement import assess
     from prefkit.human.ballot import Ballot
     from prefkit.human.page import VoteSettings, make_page
@@ -416,8 +431,10 @@ def test_people_alone_are_a_judge(run, result):
     store, recipe = run
     entry = replace(recipe.eval["held"], scorers=["people"], sets={"own": Set()})
     alone = replace(recipe, score={}, eval={"held": entry})
-    assert run_eval(store, alone, "held")["sets"]["own"]["other"] == {}
-    assert "Nobody has judged these images yet" in write_report(store).read_text()
+    unjudged = run_eval(store, alone, "held")
+    assert unjudged["sets"]["own"]["other"] == {} and "brighter" in unjudged["arena"]["own"]
+    assert voting(store, "held", unjudged).startswith("nobody has voted on the images of eval held yet. next: prefkit")
+    assert "Nobody has voted on these images yet" in write_report(store).read_text()
     page = make_page(store, VoteSettings(models=("base", "other"), set="own", n=12, repeats=2))
     ballot = Ballot(store, page.key)
     for who in ("person-aaaaaaaaaaaa", "person-bbbbbbbbbbbb"):
@@ -444,13 +461,14 @@ def test_people_alone_are_a_judge(run, result):
 
 
 def test_a_judge_with_the_name_of_a_score_has_its_own_standings(monkeypatch):
-    frame = pd.DataFrame({"request_id": ["r"], "index": [0], "id": ["i"], "value": [1.0]})
+    frame = pd.DataFrame({"request_id": ["r"], "index": [0], "id": ["i"]})
     games = pd.DataFrame([("r", "dpo", "base", 1.0)], columns=arena.COLUMNS)
     monkeypatch.setattr(arena, "by_judge", lambda *_: (games, {"failed": 0}))
-    monkeypatch.setattr(arena, "_images", lambda *_: frame)
-    tables = {"mllm": (dict.fromkeys(("base", "dpo"), frame), True)}
+    scores, images = (
+        dict.fromkeys(("base", "dpo"), frame.assign(**more)) for more in ({"value": 1.0}, {"error": None})
+    )
     cfg = Eval(judges=["mllm", "other"])
-    found = arena.arena(Recipe(), cfg, Path("x"), dict.fromkeys(("base", "dpo")), tables, {"r"})
+    found = arena.arena(Recipe(), cfg, Path("x"), dict.fromkeys(images), {"mllm": (scores, True)}, images)
     assert {name: one["kind"] for name, one in found.items()} == {
         "mllm": "score",
         "mllm (compare)": "judge",

@@ -87,11 +87,18 @@ def test_a_damaged_part_does_not_spread_and_comes_back(tmp_path, cli, place):
     later = store.scores("a").parts()[1]
     later.write_bytes(later.read_bytes()[:-20])
     code, _, err = cli("sync", tmp_path / "1", place)
-    assert code == 1 and "could not be read" in err
+    assert code == 1 and f"{later} could not be read" in err and "run `prefkit score` again" in err
     later.unlink()
     part.unlink()
     sync.sync(tmp_path / "1", place)
     assert part.read_bytes() == whole
+    target = sync.Target(place)
+    (name,) = filter(sync.PART.fullmatch, target.names())
+    with target.fs.open(target.path(name), "wb") as file:
+        file.write(whole[:-20])
+    code, _, err = cli("sync", tmp_path / "2", place)
+    assert code == 1 and f"{place}/{name} could not be read" in err and "Remove it there" in err
+    assert not Store(tmp_path / "2").scores("a").parts()
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,24 @@ def test_votes_over_http_reach_the_table_and_the_report(tmp_path, site):
     assert "7 votes by 2 annotators" in report and "dpo over base" in report
 
 
+def test_an_annotator_does_not_see_what_failed(run, site, monkeypatch, capsys):
+    made, client = site(run)
+    (token,) = made.voters
+    client.post(f"/{token}/votes/{ANN}", json=vote(made.page.key, 0))
+    copy_of(run.folder, made.page.key["page"], ANN).write_text("{")
+    answers = [client.post(f"/{token}/votes/{ANN}", json=vote(made.page.key, 1)) for _ in range(2)]
+    answers.append(client.get(f"/{token}/votes/{ANN}"))
+    for answer in answers:
+        assert (
+            answer.status_code == 400
+            and str(run.folder) not in answer.text
+            and "votes cannot be read or stored" in answer.text
+        )
+    assert capsys.readouterr().err.count(f"{ANN}.json") == 1  # printed once for the owner
+    shown = client.get(f"/{made.owner}/contact", params={"filter": "nothing > 1"})
+    assert shown.status_code == 400 and "--filter" in shown.text
+
+
 def test_an_annotator_with_an_address_votes_under_one_name(run, site):
     made, client = site(run, annotators=["Ann", "Bob"])
     ann, bob = made.voters

@@ -108,3 +108,13 @@ def test_scores_that_cancel_are_equal_to_zeros():
     columns = {name: np.array([value, 0.0]) for name, value in (("a", 0.1), ("b", 0.2), ("c", -0.3))}
     value, _ = combine(columns, dict.fromkeys(columns, 1.0), dict.fromkeys(columns, 1), np.zeros(2, int), "none")
     assert value[0] == value[1] == 0.0
+
+
+def test_equal_means_of_different_scores_are_equal():
+    """Also if the largest scores differ, from which the size of rounding errors follows."""
+    rng = np.random.default_rng(0)
+    one, two = rng.integers(0, 1000, (2, 500)) / 1000
+    other = rng.integers(0, 1000, 500) / 1000
+    columns = {"a": np.r_[one, other], "b": np.r_[two, np.round(one + two - other, 3)]}
+    value, _ = combine(columns, {"a": 1.0, "b": 1.0}, {"a": 1, "b": 1}, np.zeros(1000, int), "none")
+    assert (value[:500] == value[500:]).all() and len(np.unique(value)) > 400

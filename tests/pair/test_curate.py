@@ -197,6 +197,25 @@ def test_votes_become_soft_labels(bench):
     assert fitted.p.between(0.5, 1, inclusive="neither").all() and len(fitted) == 2
 
 
+def test_a_person_is_one_judge_in_however_many_tables(bench):
+    """Live votes whose file was imported under another name, and a further vote of the same person on the same pair."""
+    from prefkit.pair.votes import verdicts
+
+    ann, bob = Comparison("c0000", "c0001", "a", "ann"), Comparison("c0000", "c0001", "b", "bob", order="ba")
+    for name, said in (("people", [ann]), ("votes", [ann, bob])):
+        table = bench.store.comparisons(name)
+        table.claim({"name": name, "imported": "votes"}, "", empty=False)
+        table.append([comparison_row(one) for one in said])
+    bench.store.comparisons("critic").append([comparison_row(Comparison("c0000", "c0001", "a", "ann"))])
+
+    def read():
+        return dict(verdicts(bench.store, [], "").set_index("judge").fraction)
+
+    assert read() == {"critic/ann": 1.0, "people/ann": 1.0, "votes/bob": 0.0}
+    bench.store.comparisons("votes").append([comparison_row(Comparison("c0001", "c0000", "a", "ann"))])
+    assert read() == {"critic/ann": 1.0, "people/ann": 0.5, "votes/bob": 0.0}
+
+
 def test_bradley_terry_maximises_its_likelihood():
     from scipy.optimize import minimize
 

@@ -13,6 +13,7 @@ from report_synthetic import full_run, requests
 from prefkit.errors import UsageError
 from prefkit.report.compare import compare_runs
 from prefkit.store import Store
+from prefkit.store.files import read_json, write_json
 
 RECIPE = """
 run: x
@@ -131,3 +132,15 @@ def test_evaluations_on_other_requests_are_told(runs, tmp_path):
         part.write_requests(kept)
     page = compare_runs([runs[0], fewer]).read_text()
     assert "evaluated on different requests" in page and "5 in all of them" in page
+
+
+def test_only_requests_of_the_latest_evaluation_count(runs, tmp_path):
+    """An evaluation with --limit after a larger one: the images of the larger one are still there."""
+    shutil.copytree(runs[1].folder, tmp_path / "fewer")
+    fewer = Store(tmp_path / "fewer")
+    path = fewer.eval("held") / "result.json"
+    kept = [r.request_id for r in Store(fewer.eval("held") / "held_out" / "base").requests()][:1]
+    write_json(path, read_json(path) | {"requests": {"held_out": kept}})
+    page = compare_runs([runs[0], fewer]).read_text()
+    assert "evaluated on different requests" in page and "1 in all of them" in page
+    assert section(page, "images").count('<div class="card">') == 1

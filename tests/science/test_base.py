@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,13 +56,47 @@ def test_a_folder_without_a_pipeline(base, tmp_path, capsys):
     assert "is not a pipeline. Train one" in capsys.readouterr().err
 
 
+def test_a_training_is_followed_to_its_end_and_written_again_when_it_is_resumed(base, tmp_path, capsys):
+    import torch
+    from machine import follow
+
+    class Counting:
+        """Its losses are the step and its tenth; it keeps the steps at which it was written."""
+
+        machine, parameters, steps = "cpu", [torch.zeros(3)], 1050
+
+        def __init__(self):
+            self.args, self.step, self.written = SimpleNamespace(out=tmp_path / "m"), 0, []
+
+        def advance(self):
+            self.step += 1
+            return torch.tensor([self.step, self.step / 10])
+
+        def state(self):
+            return {"step": self.step}
+
+        def resume(self, state):
+            self.step = state["step"]
+
+        def publish(self):
+            self.written.append(self.step)
+
+    first, again = Counting(), Counting()
+    follow(first, 4, "one, tenth")
+    lines = capsys.readouterr().out.splitlines()
+    assert first.written == [500, 1000, 1050] and lines[-1] == f"step 1050: {tmp_path / 'm'} written"
+    assert lines[2].startswith("step 100/1050  one, tenth: 75.50000 7.55000  ")  # means of steps 51 to 100
+    follow(again, 4, "one, tenth")
+    assert again.step == 1050 and again.written == [1050]
+
+
 @pytest.mark.slow
 def test_the_fast_form_trains_a_pipeline_that_the_reader_can_measure(base, tmp_path, capsys):
     import check_base
 
     out = tmp_path / "fast"
     assert base.main(["--out", str(out), "--fast", "--threads", "1"]) == 0
-    losses = [float(value) for value in re.findall(r"eps-MSE (\d\.\d+), in means", capsys.readouterr().out)]
+    losses = [float(value) for value in re.findall(r"eps-MSE, in means: (\d\.\d+)", capsys.readouterr().out)]
     assert losses[-1] < 0.8 * losses[0]
     assert check_base.main([str(out), "--laws", "ripeness", "--n", "2", "--sheet", str(tmp_path / "s.png")]) == 0
     assert "| ripeness | explicit | contradicts | 2 |" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from prefkit.errors import FingerprintError, PluginError, UsageError
 from prefkit.score.core import make_scorer
 from prefkit.score.embed.weights import verified_as
 from prefkit.score.licence import check_licence, licences, restriction
-from prefkit.store.table import check_fingerprint
+from prefkit.store.table import check_fingerprint, compare_settings
 from prefkit.types import Candidate
 from prefkit.verified import shown
 
@@ -168,6 +169,26 @@ def test_weights_of_the_users_choice(clip, tmp_path):
         check_licence(scorer, [], "score.a")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     check_licence(scorer, [], "score.a")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "licence"),
+    [
+        ("pickscore", "model", "MIT"),
+        ("sciscore", "model", "Apache-2.0"),
+        ("siglip", "model", "Apache-2.0"),
+        ("imagereward", "model", "Apache-2.0"),
+        ("aesthetic", "head", "Apache-2.0"),
+        ("hpsv2", "checkpoint", "Apache-2.0"),
+    ],
+)
+def test_other_weights_have_their_own_licence(name, key, licence, tmp_path, monkeypatch):
+    for module in ("prefkit.models.load.revision.weights_revision", "prefkit.score.embed.weights.file_revision"):
+        monkeypatch.setattr(module, lambda *_: "1")
+    assert make_scorer(name, {}).spec().licence == licence
+    spec = json.loads(json.dumps(asdict(make_scorer(name, {key: str(tmp_path)}).spec())))
+    assert spec["licence"] == "that of the weights"
+    compare_settings(tmp_path, spec | {"licence": licence}, spec, "")  # earlier runs are continued
 
 
 def test_plugins_shows_licences_and_what_was_verified(cli):

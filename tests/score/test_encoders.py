@@ -57,6 +57,14 @@ def open_clip_checkpoint(tmp_path_factory):
     return folder, model
 
 
+def test_a_checkpoint_that_is_missing_is_no_tag(open_clip_checkpoint, tmp_path):
+    for path in (tmp_path / "gone", "gone.safetensors", "weights/gone.pt"):
+        with pytest.raises(UsageError, match="`pretrained` is .*gone.*, but there is no such file"):
+            make_scorer("clip", {"model": "prefkit-test", "pretrained": str(path)})
+    with pytest.raises(UsageError, match="nor a tag of open_clip"):
+        make_scorer("clip", {"model": "prefkit-test", "pretrained": "gone"})
+
+
 def normalised(image):
     """[3, H, W] float64 of an RGB image."""
     return torch.tensor((np.asarray(image) / 255.0 - np.array(MEAN)) / np.array(STD)).permute(2, 0, 1)

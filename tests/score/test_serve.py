@@ -238,7 +238,17 @@ def test_flags_that_do_not_go_together_are_refused(cli):
         (["--stdio"], "--stdio needs --serve NAME"),
         (["--serve", "jpeg", "--port", "99999"], "not a port number"),
         (["--serve", "jpeg", "--require-key", "UNSET_HERE"], "the environment variable UNSET_HERE is not set"),
-        (["runs/x", "--serve", "jpeg"], "takes neither a run nor a recipe; remove runs/x"),
+        (["runs/x", "--serve", "jpeg"], "does not use the run folder runs/x. Remove it"),
+        (["--serve", "jpeg", "--check", "jpeg"], "does not use --check"),
+        (["--serve", "jpeg", "--shard", "0/2"], "--serve answers requests of other processes. Leave --shard out"),
+        *(
+            (
+                [mode, "jpeg", *flag],
+                f"score {mode} {kind} one scorer, whose options are flags, and does not use {flag[0]}.",
+            )
+            for mode, kind in (("--serve", "serves"), ("--check", "tests"))
+            for flag in (["-r", "r.yaml"], ["--name", "a"], ["--limit", "1"], ["--redo"], ["--dry-run"])
+        ),
         (["--serve", "jpeg", "--nonsense", "1"], "nonsense: unknown key"),
     ):
         code, out, err = cli("score", *arguments)

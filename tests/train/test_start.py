@@ -75,6 +75,22 @@ def test_an_online_training_starts_from_it(two_stages):
     assert len(spec["model"]["adapters"]) == 1 and spec["train"]["start"] == "first"
 
 
+@pytest.mark.parametrize("other", [{"alpha": 32.0}, {"targets": ["to_v"]}, {"rank": 3}])
+def test_the_adapter_cannot_be_changed(two_stages, other):
+    store, recipe = two_stages
+    run_train(store, recipe, "first")
+    changed = replace(recipe.train["second"], lora=replace(recipe.train["second"].lora, **other))
+    with pytest.raises(UsageError, match="start and lora.resume train an adapter further and cannot change its shape"):
+        run_train(store, replace(recipe, train=recipe.train | {"second": changed}), "second")
+
+
+def test_a_training_cannot_start_from_itself(two_stages):
+    store, recipe = two_stages
+    itself = replace(recipe, train=recipe.train | {"second": replace(recipe.train["second"], start="second")})
+    with pytest.raises(UsageError, match="train.second.start names this training itself"):
+        checked(store, itself, "second")
+
+
 def test_full_weights_cannot_be_trained_further(two_stages):
     store, recipe = two_stages
     full = replace(recipe, train=recipe.train | {"first": replace(recipe.train["first"], lora=None, steps=1)})

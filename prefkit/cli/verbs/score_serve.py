@@ -29,15 +29,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(known: argparse.Namespace) -> None:
-    """Raise UsageError for a flag that only `--serve` uses, or that it cannot use."""
+    """Raise UsageError for a flag that only `--serve` uses, or that `--serve` or `--check` would ignore."""
     if not known.serve:
         for flag in ("host", "port", "require_key", "stdio"):
             if getattr(known, flag) not in (None, False):
                 raise UsageError(f"--{flag.replace('_', '-')} needs --serve NAME.")
-    elif known.run_folder or known.recipe or known.check:
-        extra = "--check" if known.check else "-r" if known.recipe else known.run_folder
+    if not known.serve and not known.check:
+        return
+    given = {"-r": known.recipe, "--name": known.name, "--limit": known.limit, "--redo": known.redo}
+    given |= {"--dry-run": known.dry_run}
+    if known.serve:
+        given |= {"--check": known.check, f"the run folder {known.run_folder}": known.run_folder}
+    if extra := next((flag for flag, value in given.items() if value), None):
+        mode, kind = ("--serve", "serves") if known.serve else ("--check", "tests")
         raise UsageError(
-            f"score --serve takes neither a run nor a recipe; remove {extra}. Give the scorer's options as flags."
+            f"score {mode} {kind} one scorer, whose options are flags, and does not use {extra}. Remove it."
         )
 
 

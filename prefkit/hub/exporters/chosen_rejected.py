@@ -22,6 +22,7 @@ class ChosenRejectedOptions:
 class ChosenRejected:
     options: ChosenRejectedOptions
     Options = ChosenRejectedOptions
+    keeps = frozenset({"p"})
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         from datasets import Image, Value

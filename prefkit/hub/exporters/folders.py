@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefkit.hub.importing.image_check import suffix_of
+from prefkit.hub.pair_files import as_png, one_line
 from prefkit.hub.pair_reader import PairOut, Pairs
-from prefkit.images import rgb
 from prefkit.store.files import dump_json, write_atomic
 
 
@@ -62,12 +61,6 @@ class Folders:
         return [common | better, common | worse]
 
 
-def one_line(caption: str) -> str:
-    """Join a caption's lines into one: SimpleTuner reads each line as its own caption, kohya reads only the first."""
-    lines = caption.splitlines()
-    return caption if lines in ([], [caption]) else " ".join(filter(None, (line.strip() for line in lines)))
-
-
 def _alike(pair: PairOut) -> tuple[str, bytes, bytes]:
     """Return (suffix, winner, loser): the original files if they have equal suffixes, else PNGs.
 
@@ -76,13 +69,7 @@ def _alike(pair: PairOut) -> tuple[str, bytes, bytes]:
     suffixes = {suffix_of(pair.win), suffix_of(pair.lose)}
     if len(suffixes) == 1:
         return suffixes.pop(), pair.win, pair.lose
-    return ".png", _png(pair.win), _png(pair.lose)
-
-
-def _png(data: bytes) -> bytes:
-    out = io.BytesIO()
-    rgb(data).save(out, "PNG")
-    return out.getvalue()
+    return ".png", as_png(pair.win), as_png(pair.lose)
 
 
 plugin = Folders

@@ -26,6 +26,7 @@ class RapidataOptions:
 class Rapidata:
     options: RapidataOptions
     Options = RapidataOptions
+    keeps = frozenset({"p"})
 
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         from datasets import Image, Value

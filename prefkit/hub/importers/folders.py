@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prefkit.errors import UsageError
 from prefkit.hub.importing.records import Asked, Item, Picture, Workplace
-from prefkit.hub.importing.walk import LeaveOut, files_under, kind_of
+from prefkit.hub.importing.walk import IGNORE, LeaveOut, files_under, kind_of
 from prefkit.output import note
 from prefkit.paths import image_suffixes, nfc, read_regular, shown
 from prefkit.types import Comparison
@@ -25,6 +25,8 @@ SIDE = re.compile(
 )
 #: the number of a copy, at the end of a file's name
 COPY = re.compile(r"[\s_-]*\(?\d+\)?$")
+#: folders under the better and the worse images that are splits, such as chosen/val in OneTrainer's pairs
+SPLITS = ("train", "val", "validation", "test")
 REPEATS = re.compile(r"^\d+_(?=.)")  # kohya's 10_sks dress
 NO_CAPTION = "the image has no caption: write one to a .txt of its name, or give --prompt or --file-names true"
 SHOWN = 5
@@ -129,7 +131,8 @@ class Folders:
         yield from (*others, *ambiguous)
         for key, path in winners.items():
             if key in losers:
-                yield _item(path, partial(self._prompt, key, win, lose), [path, losers[key]])
+                split = next((name for name in SPLITS if key.startswith(f"{name}/")), None)
+                yield _item(path, partial(self._prompt, key, win, lose), [path, losers[key]], split)
             else:
                 yield Item(str(path), error=f"{lose.folder} has no image of this name")
         for key, path in losers.items():
@@ -224,7 +227,7 @@ def _by_side(images: list[Path]) -> dict[str, dict[int, Path]]:
     return sides if any(len(images) == 2 for images in sides.values()) else {}
 
 
-def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> Item:
+def _item(where: Path, prompt: Callable[[], str | None], images: list[Path], split: str | None = None) -> Item:
     """Return the Item of one image or of a (better, worse) pair; its `error` is set if the caption cannot be used."""
     try:
         text = prompt()
@@ -235,13 +238,15 @@ def _item(where: Path, prompt: Callable[[], str | None], images: list[Path]) -> 
     if len(images) == 1:
         return Item(str(where), Asked(text), (Picture("image", path=images[0]),))
     pictures = (Picture("w", path=images[0]), Picture("l", path=images[1]))
-    return Item(str(where), Asked(text), pictures, (Comparison("w", "l", "a", "people"),))
+    return Item(str(where), Asked(text, split), pictures, (Comparison("w", "l", "a", "people"),))
 
 
 def _leave_others(source: Path, sides: list[Path], leave_out: LeaveOut) -> None:
     """Count as left out the files under `source` that are outside the two folders."""
     for path in source.iterdir():
         if any(side.is_relative_to(path) or os.path.samefile(side, path) for side in sides if path.exists()):
+            continue
+        if path.name in IGNORE:
             continue
         files = files_under(path, leave_out, [source]) if path.is_dir() and path.name[0] != "." else [path]
         leave_out(f"outside of {sides[0].name}/ and {sides[1].name}/", len(files))

@@ -11,8 +11,9 @@ from prefkit.hub.importing.records import Workplace
 from prefkit.paths import is_image_name, shown
 from prefkit.store.folders import LITTER
 
-#: files written by file managers, or by prefkit next to its tables; they are not part of a dataset
-IGNORE = {*LITTER, "spec.json", "audit.json", "recipe.yaml", "prefkit.json", ".prefkit-export.json", "simpletuner.json"}
+#: files written by file managers, by prefkit next to its tables, or with settings of a trainer; they are not data
+IGNORE = {*LITTER, "spec.json", "audit.json", "recipe.yaml", "prefkit.json", ".prefkit-export.json", "simpletuner.json",
+          "concepts.json"}  # fmt: skip
 TEXTS = ("readme", "license", "licence")
 KINDS = 8
 LeaveOut = Callable[[str, int], None]

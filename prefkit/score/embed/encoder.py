@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HUB = "hf-hub:"  # open_clip's prefix of a Hub id
+#: endings of checkpoints; open_clip has no tag with one of them
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 CACHED = 4096  # number of images, and also of texts; 16 MB each at 1024 dimensions
 
 
@@ -196,8 +198,11 @@ def _check_architecture(name: str, pretrained: str) -> None:
 
     if name not in open_clip.list_models():
         raise UsageError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
+    path = Path(pretrained).expanduser()
+    if not path.is_file() and (len(path.parts) > 1 or path.suffix.lower() in WEIGHT_FILES):
+        raise UsageError(f"{name}: `pretrained` is {pretrained}, but there is no such file. Correct the path.")
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if not open_clip.get_pretrained_cfg(name, pretrained) and not Path(pretrained).expanduser().is_file():
+    if not open_clip.get_pretrained_cfg(name, pretrained) and not path.is_file():
         raise UsageError(
             f"{name}: `pretrained` is {pretrained!r}, which is neither a file nor a tag of open_clip for this model. Its "
             f"tags: {', '.join(tags) or 'none'}."

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from prefkit.errors import UsageError
 from prefkit.score.embed.encoder import Encoder
+from prefkit.score.licence import with_licence_of
 from prefkit.types import Candidate, Score, ScorerSpec
 
 FILE = "model.safetensors"
@@ -44,7 +45,7 @@ class Aesthetic:
     def spec(self) -> ScorerSpec:
         from prefkit.score.embed.weights import file_revision
 
-        return ScorerSpec(
+        spec = ScorerSpec(
             "aesthetic",
             "2",
             weights=f"{self.options.head} on {self.encoder.weights()}",
@@ -53,6 +54,7 @@ class Aesthetic:
             formula="linear head(unit image embedding)",
             licence="Apache-2.0",
         )
+        return with_licence_of(spec, self.options.head, AestheticOptions.head)
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError if the weights are missing, have other shapes or belong to another encoder."""

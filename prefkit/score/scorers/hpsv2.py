@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.score.licence import with_licence_of
 from prefkit.types import ScorerSpec
 
 HUB = "xswu/HPSv2"
@@ -39,7 +40,7 @@ class Hpsv2(CosineScorer):
     def spec(self) -> ScorerSpec:
         from prefkit.score.embed.weights import file_revision
 
-        return ScorerSpec(
+        spec = ScorerSpec(
             "hpsv2",
             "1",
             weights=f"{self.options.checkpoint} v{self.options.version} {self.options.model}",
@@ -49,6 +50,7 @@ class Hpsv2(CosineScorer):
             range=(-1.0, 1.0),
             licence="Apache-2.0",
         )
+        return with_licence_of(spec, self.options.checkpoint, Hpsv2Options.checkpoint)
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError if the checkpoint is missing or has another architecture."""

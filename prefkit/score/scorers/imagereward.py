@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefkit.score.licence import with_licence_of
 from prefkit.types import Candidate, Score, ScorerSpec
 
 FILE, CONFIG = "ImageReward.pt", "med_config.json"
@@ -47,7 +48,7 @@ class Imagereward:
         from prefkit.score.embed.weights import file_revision
 
         files = dict.fromkeys(file_revision(self.options.model, name) for name in (FILE, CONFIG))
-        return ScorerSpec(
+        spec = ScorerSpec(
             "imagereward",
             "2",
             weights=f"{self.options.model}, tokenizer {self.options.tokenizer}",
@@ -56,6 +57,7 @@ class Imagereward:
             formula=f"(linear head(CLS) - {MEAN}) / {STD}",
             licence="Apache-2.0",
         )
+        return with_licence_of(spec, self.options.model, ImagerewardOptions.model)
 
     def load(self, device: str, dtype: str) -> None:
         """Raises UsageError if the weights are missing or are not those of ImageReward."""

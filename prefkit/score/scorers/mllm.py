@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefkit.errors import UsageError
+from prefkit.score.core import with_input_images
 from prefkit.score.judge.backend import JudgeScorer
 from prefkit.score.judge.compare import TEMPLATE as PAIRWISE
 from prefkit.score.judge.compare import Verdicts, compare
@@ -123,10 +124,7 @@ class Mllm(JudgeScorer):
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
         if self.options.preset != "edit" or self.options.template:
             return self._scores(batch)
-        edited = [c for c in batch if c.input_images("source")]
-        scores = dict(zip([c.id for c in edited], self._scores(edited) if edited else ()))
-        missing = Score(None, error="the column source holds no image; list source under requests.images")
-        return [scores.get(c.id, missing) for c in batch]
+        return with_input_images(batch, "source", self._scores)
 
     def _scores(self, batch: Sequence[Candidate]) -> list[Score]:
         aspects = self.options.aspects or ("",)

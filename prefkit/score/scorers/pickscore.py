@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.score.licence import with_licence_of
 from prefkit.types import ScorerSpec
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ class Pickscore(CosineScorer):
     Options = PickscoreOptions
 
     def __init__(self, options: PickscoreOptions) -> None:
+        self.options = options
         self.encoder = Encoder(
             options.model, library="transformers", processor=options.processor, revision=options.revision
         )
 
     def spec(self) -> ScorerSpec:
-        return ScorerSpec(
+        spec = ScorerSpec(
             "pickscore",
             "1",
             weights=self.encoder.weights(),
@@ -47,6 +49,7 @@ class Pickscore(CosineScorer):
             formula="exp(logit_scale) * cos(image, prompt)",
             licence="MIT",
         )
+        return with_licence_of(spec, self.options.model, PickscoreOptions.model)
 
     def scaled(self, cosines: Tensor) -> Tensor:
         return self.encoder.scale * cosines

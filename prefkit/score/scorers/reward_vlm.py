@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefkit.errors import UsageError
+from prefkit.score.core import with_input_images
 from prefkit.score.judge.backend import JudgeScorer
 from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.question import JudgeOptions, Question, Reply
@@ -89,24 +90,21 @@ class RewardVlm(JudgeScorer):
         )
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
-        sourceless = {c.id for c in batch if self.options.preset == "editscore" and not self._sources(c)}
-        asked = [c for c in batch if c.id not in sourceless]
-        questions = [question for c in asked for question in self._questions(c)]
+        if self.options.preset != "editscore":
+            return self._scores(batch)
+        return with_input_images(batch, self.options.source, self._scores)
+
+    def _scores(self, batch: Sequence[Candidate]) -> list[Score]:
+        questions = [question for c in batch for question in self._questions(c)]
         replies = self.backend.texts(questions, self.options.max_tokens)
         n = len(self.templates)
-        scores = {c.id: self._score(replies[n * i : n * (i + 1)]) for i, c in enumerate(asked)}
-        source = self.options.source
-        missing = Score(None, error=f"the column {source} holds no image; list {source} under requests.images")
-        return [scores.get(c.id, missing) for c in batch]
+        return [self._score(replies[n * i : n * (i + 1)]) for i in range(len(batch))]
 
     def estimate(self, sample: Sequence[Candidate], todo: int) -> dict[str, Any]:
         """Return the estimated calls, tokens and cost of `todo` candidates; {} without a server."""
         questions = [question for c in sample for question in self._questions(c)]
         calls = todo * len(self.templates)
         return estimate(self.options, sample, questions, calls, self.options.max_tokens) if self.options.server else {}
-
-    def _sources(self, candidate: Candidate) -> list[Candidate]:
-        return candidate.input_images(self.options.source)
 
     def _questions(self, candidate: Candidate) -> list[Question]:
         return [Question(shown(template, candidate, {"prompt": candidate.prompt})) for template in self.templates]

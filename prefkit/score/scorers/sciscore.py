@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.score.licence import with_licence_of
 from prefkit.types import Candidate, ScorerSpec
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Sciscore(CosineScorer):
         )
 
     def spec(self) -> ScorerSpec:
-        return ScorerSpec(
+        spec = ScorerSpec(
             "sciscore",
             "1",
             weights=self.encoder.weights(),
@@ -51,6 +52,7 @@ class Sciscore(CosineScorer):
             formula="exp(logit_scale) * cos(image, implicit prompt)",
             licence="Apache-2.0",
         )
+        return with_licence_of(spec, self.options.model, SciscoreOptions.model)
 
     def text(self, candidate: Candidate) -> str:
         return candidate.prompt if self.options.text == "prompt" else str(candidate.extra[self.options.text])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from prefkit.score.embed.encoder import CosineScorer, Encoder
+from prefkit.score.licence import with_licence_of
 from prefkit.types import Candidate, ScorerSpec
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Siglip(CosineScorer):
         self.encoder = Encoder(options.model, options.pretrained, library=options.library, revision=options.revision)
 
     def spec(self) -> ScorerSpec:
-        return ScorerSpec(
+        spec = ScorerSpec(
             "siglip",
             "1",
             weights=self.encoder.weights(),
@@ -60,6 +61,7 @@ class Siglip(CosineScorer):
             range=RANGES[self.options.scaling],
             licence="Apache-2.0",
         )
+        return with_licence_of(spec, self.options.model, SiglipOptions.model)
 
     def text(self, candidate: Candidate) -> str:
         return candidate.prompt.lower()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefkit.errors import UsageError
-from prefkit.score.core import undecodable
+from prefkit.score.core import undecodable, with_input_images
 from prefkit.score.embed.encoder import Encoder
 from prefkit.types import Candidate, Score, ScorerSpec
 
@@ -64,15 +64,14 @@ class Similarity:
         self.encoder.load(device, dtype)
 
     def score(self, batch: Sequence[Candidate]) -> list[Score]:
+        return with_input_images(batch, self.options.examples, self._scores)
+
+    def _scores(self, batch: Sequence[Candidate]) -> list[Score]:
         return [self._score(image, candidate) for image, candidate in zip(self.encoder.candidates(batch), batch)]
 
     def _score(self, image: Tensor, candidate: Candidate) -> Score:
-        examples = candidate.input_images(self.options.examples)
-        if not examples:
-            name = self.options.examples
-            return Score(None, error=f"the column {name} holds no images; list {name} under requests.images")
         try:
-            return Score(float(image @ self._mean(examples)))
+            return Score(float(image @ self._mean(candidate.input_images(self.options.examples))))
         except (OSError, ValueError) as error:
             return Score(None, error=undecodable(error))
 

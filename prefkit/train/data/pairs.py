@@ -289,7 +289,6 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 def _from_hub(name: str) -> pa.Table:
     import datasets
-    import pyarrow.compute as pc
     from datasets.exceptions import DatasetsError
 
     repository, _, split = name.partition(":")
@@ -301,8 +300,4 @@ def _from_hub(name: str) -> pa.Table:
             f"train.pairs: {repository} is not a folder, and loading it as a dataset failed: {reason}"
         ) from error
     assert isinstance(dataset, datasets.Dataset)
-    table = dataset.flatten_indices().data.table
-    for place, (column, feature) in enumerate(dataset.features.items()):
-        if isinstance(feature, datasets.Image):
-            table = table.set_column(place, column, pc.struct_field(table[column], "bytes"))
-    return table
+    return dataset.flatten_indices().data.table

@@ -76,7 +76,7 @@ MODEL = {
     "trust_remote_code": (True, NOTHING),
     "vae_tiling": (True, ALL),
     "variant": ("fp16", ALL),
-    "long_prompts": ("chunks", ALL),
+    "long_prompts": ("chunks", ALL - {"latents"}),
 }
 
 

@@ -109,6 +109,22 @@ def test_datasets_writes_what_we_read(tmp_path, pair_rows, write_pairs):
     assert read(tmp_path / "p") == plain
 
 
+def test_images_of_a_hub_dataset_may_be_bytes_or_files(tmp_path, pair_rows, write_pairs, monkeypatch):
+    import datasets
+
+    rows = pair_rows(2)
+    plain = read(write_pairs(tmp_path / "q", rows))
+    for number, row in enumerate(rows):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(row["jpg_0"])
+        row["jpg_0"] = {"bytes": None, "path": str(path)}
+    features = {side: datasets.Image() for side in ("jpg_0", "jpg_1")}
+    dataset = datasets.Dataset.from_list(rows)
+    dataset = dataset.cast(datasets.Features(dataset.features | features))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: dataset)
+    assert read_pairs(PairSource.find(Store(tmp_path), "owner/name")) == plain
+
+
 def test_latents_come_from_the_runs_candidates(run, pair_rows, png):
     rows, rng = pair_rows(2), np.random.default_rng(5)
     latents = [torch.randn(4, 8, 8) for _ in range(4)]
