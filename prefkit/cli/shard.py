@@ -99,7 +99,12 @@ def _read(index: str, count: str) -> tuple[int, int]:
             f"${index}/N."
         )
     if index == "SLURM_ARRAY_TASK_ID":
-        return _slurm(int(texts[0]), int(texts[1]))
+        try:
+            return _slurm(int(texts[0]), int(texts[1]))
+        except ValueError as error:
+            raise UsageError(
+                "--shard auto: a variable SLURM_ARRAY_TASK_* is not a number. Write --shard I/N."
+            ) from error
     try:
         return parsed("/".join(map(str, texts)))
     except UsageError as error:
@@ -112,9 +117,9 @@ def _slurm(task: int, count: int) -> tuple[int, int]:
         int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
         for name, default in (("MIN", "0"), ("MAX", str(count - 1)), ("STEP", "1"))
     )
-    if last - first != (count - 1) * step:
+    if last - first != (count - 1) * step or not first <= task <= last:
         raise UsageError(
-            f"--shard auto: the Slurm array has {count} tasks between {first} and {last}, so its tasks are not "
+            f"--shard auto: task {task} is one of {count} in a Slurm array from {first} to {last}, so its tasks are not "
             f"numbered in equal steps. Use --array=0-{count - 1}, or write --shard I/N."
         )
     return (task - first) // step, count

@@ -46,7 +46,8 @@ GROUPS: tuple[tuple[Bound, str], ...] = (
     (
         NOT_NEGATIVE,
         "weight_decay tie ties stop_drop beta sft noise_level min_gap prior max_drift price_in price_out temperature "
-        "reg_factors reg_bias reg_visual negative_factors negative_bias explicit_weight kl limit clip clamp",
+        "reg_factors reg_bias reg_visual negative_factors negative_bias explicit_weight kl limit clip clamp "
+        "text_encoder_learning_rate",
     ),
     (SEED, "seed"),
     (

@@ -175,6 +175,17 @@ TRAIN: Rows = {
     "adapter (lora: {{rank: 16}}).": lambda c: c.model.quantize and c.entry.lora is None,
     "start is {entry.start}, whose adapter is trained further, but lora is null. Set lora.rank to that of "
     "train.{entry.start}.": lambda c: c.entry.start is not None and c.entry.lora is None,
+    "lora.text_encoder_learning_rate is {entry.lora.text_encoder_learning_rate}, but text encoders are not trained. Set "
+    "lora.text_encoder to true, or remove the key.": lambda c: (
+        c.entry.lora and not c.entry.lora.text_encoder and c.entry.lora.text_encoder_learning_rate is not None
+    ),
+}
+TEXT_ENCODER: Rows = {
+    "the text encoders of family {entry.family} are unknown": lambda c: c.entry.family != "diffusers",
+    "online training does not encode the prompts of its samples again when it learns from them": lambda c: c.online,
+    "shard is {entry.shard}, which is untested with text encoders": lambda c: c.entry.shard != "none",
+    "with model.inputs, the VAE would have to encode the input images again at each step": lambda c: c.model.inputs,
+    "text_cache is off, and the reference needs the cached embeddings": lambda c: c.entry.text_cache == "off",
 }
 SHARDED: Rows = {
     "model.quantize packs weights so that they cannot be split": lambda c: c.model.quantize,
@@ -343,6 +354,9 @@ def _conflicts(stage: str, case: Case) -> Iterator[str]:
     if case.entry.shard != "none":
         problems = [text for text, when in SHARDED.items() if when(case)]
         yield from (f"shard is {{entry.shard}}, but {text}. Change that, or set shard: none." for text in problems)
+    if case.entry.lora and case.entry.lora.text_encoder:
+        problems = [text for text, when in TEXT_ENCODER.items() if when(case)]
+        yield from (f"lora.text_encoder is true, but {text}. Change that, or remove the key." for text in problems)
     if case.online:
         for key, reason in (UNREAD | (UNREAD_ON_STEPS if case.on_steps else {})).items():
             unset = (getattr(Train(), key), *([0] if key == "validation" else []))  # holds out no pairs

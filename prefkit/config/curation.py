@@ -141,8 +141,8 @@ class Compare:
 
 @dataclass(frozen=True)
 class Pair:
-    #: strategy: topk_bottomk | margin | all_pairs | threshold_all | per_scorer | pareto | consensus | comparisons |
-    #: file.py:Class
+    #: strategy: topk_bottomk | margin | all_pairs | threshold_all | per_scorer | pareto | consensus | one_aspect |
+    #: comparisons | file.py:Class
     use: str = "topk_bottomk"
     #: options of the strategy; in the recipe, keys next to `use`
     options: dict[str, Any] = field(default_factory=dict)

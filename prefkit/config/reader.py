@@ -37,6 +37,8 @@ ALSO_CALLED = {
     "beta": "objective.beta",
     "loss": "objective.use",
     "rank": "lora.rank",
+    "train_text_encoder": "lora.text_encoder",
+    "text_encoder_lr": "lora.text_encoder_learning_rate",
     "gradient_accumulation_steps": "accumulation",
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",

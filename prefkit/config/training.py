@@ -27,6 +27,11 @@ class Lora:
     #: train the model's only adapter further, with a frozen copy as the reference, instead of adding a new one; rank,
     #: alpha and targets must then match the existing adapter
     resume: bool = False
+    #: also train an adapter of the same rank on the CLIP text encoders that a LoRA file of diffusers can hold: the only
+    #: one of SD, both of SDXL, but no T5. Only for offline training; each step then encodes its prompts
+    text_encoder: bool = False
+    #: learning rate of the text encoders' adapters; null = learning_rate
+    text_encoder_learning_rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -66,13 +66,16 @@ class Processes:
         """Replace every gradient by its sum over all processes; a missing gradient counts as zero."""
         import torch
 
+        given = list(parameters)
+        for parameter in given:  # in a single process too, so that weight decay is the same
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         if self.count == 1:
             return
         bucket: list[Tensor] = []
         elements = 0
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        for parameter in given:
+            assert parameter.grad is not None
             if bucket and (elements > BUCKET or bucket[0].dtype != parameter.grad.dtype):
                 self._sum_bucket(bucket)
                 bucket, elements = [], 0

@@ -57,11 +57,12 @@ def check_known(store: Store, ids: Sequence[str], pairs: Path | None) -> None:
 
 def write_removals(store: Store, ids: Sequence[str]) -> None:
     """Append a line `ID,remove,takedown,push` to decisions.csv for each id that is not removed yet."""
-    decisions = store.decisions()
-    new = [name for name in ids if name not in set(decisions.id[decisions.verdict == "remove"])]
-    rows = [{"id": name, "verdict": "remove", "reason": "takedown", "by": "push"} for name in new]
-    if rows:
-        append_decisions(store.folder / "decisions.csv", rows)
+    with store.lock("decisions", seconds=60):  # contact sheets add decisions too
+        decisions = store.decisions()
+        new = [name for name in ids if name not in set(decisions.id[decisions.verdict == "remove"])]
+        rows = [{"id": name, "verdict": "remove", "reason": "takedown", "by": "push"} for name in new]
+        if rows:
+            append_decisions(store.folder / "decisions.csv", rows)
 
 
 def _files(store: Store) -> dict[str, str]:

@@ -50,7 +50,7 @@ def left_out(source: str, revision: str | None, wanted: set[str], dtype: torch.d
     ready = _ready.get() or {}
     for name, entry in components(source, revision).items():
         part = part_of(name)
-        if part == "text" and (part not in wanted or (name == "safety_checker" and wanted == {"text"})):
+        if part == "text" and (part not in wanted or (name == "safety_checker" and "vae" not in wanted)):
             replacements[name] = None  # the safety checker has nothing to check without images
         elif part is not None and part not in wanted:
             replacements[name] = ready.get(name) or on_meta_device(entry, source, name, revision, dtype, device)

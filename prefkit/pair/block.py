@@ -29,7 +29,8 @@ class ScoreTable:
 class Chosen:
     """Pairs chosen from a block. row: index of the request; win, lose: indices of candidates in the request.
 
-    by: index of the scorer that chose the pair, -1 for the combined score.
+    by: index of the scorer that chose the pair, -1 for the combined score. aspect: index (0 to K - 1) of the request's
+    aspect in which the pair differs, for strategies with `read_aspects`.
     """
 
     row: np.ndarray
@@ -37,6 +38,20 @@ class Chosen:
     lose: np.ndarray
     gap: np.ndarray
     by: np.ndarray | None = None
+    aspect: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Aspects:
+    """The aspects of T candidates in one score, for strategies with `read_aspects`.
+
+    values [T, K]: higher is better, NaN = missing; K is the largest number of aspects of a request. code [T, K]: index
+    of each column's name, the same for all candidates of a request; -1 if the request has fewer aspects.
+    """
+
+    values: np.ndarray
+    code: np.ndarray
+    names: tuple[str, ...]
 
 
 class BlockStrategy:

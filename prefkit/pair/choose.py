@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from prefkit.config import Pair
-from prefkit.pair.block import Chosen, ScoreTable, blocks
+from prefkit.pair.block import Aspects, Chosen, ScoreTable, blocks
 from prefkit.pair.combine import combine
 from prefkit.pair.contract import check_block, of_requests, pairs_of
 from prefkit.pair.normalise import TIES
@@ -38,11 +38,13 @@ def choose_by(
     signs: Mapping[str, float],
     weights: Mapping[str, float],
     groups: np.ndarray,
+    aspects: Aspects | None = None,
 ) -> Outcome:
     """Choose pairs by the settings of a `pair` entry (except top_pairs), for the pair stage and online training.
 
     columns: score name -> values [N] float64, NaN = missing; groups [N] sorted int: each candidate's request. A pair
-    with a gap of at most `tie` is a tie; if a single scorer chose the pair, only a gap of 0 is a tie. Raises
+    with a gap of at most `tie` is a tie; if a single scorer chose the pair, only a gap of 0 is a tie. aspects: of the
+    candidates, for a strategy with `read_aspects`; the pairs then have the column `aspect`. Raises
     PluginError if the strategy fails or returns an invalid result.
     """
     name = config.use
@@ -57,10 +59,10 @@ def choose_by(
         with guarded(f"strategy {name}", "failed"):
             strategy.fit(ScoreTable(*table, tuple(weights)))
     parts = [
-        _described(chosen, members, value, scores, ties_of)
-        for members, chosen in _chosen(strategy, value, scores, groups, name)
+        _described(chosen, members, value, scores, ties_of, aspects)
+        for members, chosen in _chosen(strategy, value, scores, groups, name, aspects)
     ]
-    pairs = pd.concat(parts or [_described(of_requests([]), np.zeros((0, 0), int), value, scores, ties_of)])
+    pairs = pd.concat(parts or [_described(of_requests([]), np.zeros((0, 0), int), value, scores, ties_of, aspects)])
     pairs = pairs.iloc[np.argsort(groups[pairs.win.to_numpy()], kind="stable")]
     tied = pairs.score_gap.to_numpy() <= np.where(pairs.by.to_numpy() >= 0, 0.0, tie_of(config))
     return Outcome(pairs[~tied].reset_index(drop=True), pairs[tied].reset_index(drop=True), value, scores, ties_of)
@@ -81,23 +83,30 @@ def lacking(scores: np.ndarray, groups: np.ndarray, policy: str) -> np.ndarray:
 
 
 def _chosen(
-    strategy: Any, value: np.ndarray, scores: np.ndarray, groups: np.ndarray, name: str
+    strategy: Any, value: np.ndarray, scores: np.ndarray, groups: np.ndarray, name: str, aspects: Aspects | None
 ) -> Iterator[tuple[np.ndarray, Chosen]]:
     """Yield (candidate indices [R, N] of a block, its pairs). A strategy without `block` is called once per request."""
     for members in blocks(groups):
         if members.shape[1] < 2:
             continue
         if hasattr(strategy, "block"):
+            given = () if aspects is None else (aspects.values[members],)
             with guarded(f"strategy {name}", "failed"):
-                chosen = strategy.block(value[members], scores[members])
-            check_block(chosen, members.shape, scores.shape[1], name)
+                chosen = strategy.block(value[members], scores[members], *given)
+            count = None if aspects is None else aspects.values.shape[1]
+            check_block(chosen, members.shape, scores.shape[1], name, count)
         else:
             chosen = of_requests([pairs_of(strategy, value[m], scores[m], name) for m in members])
         yield members, chosen
 
 
 def _described(
-    chosen: Chosen, members: np.ndarray, value: np.ndarray, scores: np.ndarray, ties_of: np.ndarray
+    chosen: Chosen,
+    members: np.ndarray,
+    value: np.ndarray,
+    scores: np.ndarray,
+    ties_of: np.ndarray,
+    aspects: Aspects | None = None,
 ) -> pd.DataFrame:
     """Return the pairs with the columns contract.COLUMNS. agreement: fraction of the present scores that rank the
     winner higher; conflict: True if at least one score ranks the winner higher and at least one the loser."""
@@ -108,7 +117,7 @@ def _described(
     difference = scores[win] - scores[lose]
     ahead = difference > ties_of
     present = (~np.isnan(difference)).sum(axis=1)
-    return pd.DataFrame(
+    pairs = pd.DataFrame(
         {
             "win": win,
             "lose": lose,
@@ -120,6 +129,10 @@ def _described(
             "by": np.full(len(win), -1) if chosen.by is None else chosen.by,
         }
     )
+    if aspects is not None:
+        index = np.zeros(0, int) if chosen.aspect is None else chosen.aspect
+        pairs["aspect"] = np.array(aspects.names, object)[aspects.code[win, index]]
+    return pairs
 
 
 def top_pairs(pairs: pd.DataFrame, count: int, tie_break: np.ndarray) -> pd.DataFrame:

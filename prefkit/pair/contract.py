@@ -58,8 +58,11 @@ def of_requests(requests: Sequence[Pairs]) -> Chosen:
     return Chosen(row, win, lose, table[:, 3])
 
 
-def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str) -> None:
-    """Raise PluginError unless `chosen` is a valid Chosen. shape: (requests, candidates per request) of the block."""
+def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str, aspects: int | None = None) -> None:
+    """Raise PluginError unless `chosen` is a valid Chosen. shape: (requests, candidates per request) of the block.
+
+    aspects: the number of aspects, for a strategy that chooses by aspects.
+    """
     columns: list[Any] = [getattr(chosen, column, None) for column in ("row", "win", "lose", "gap")]
     shapes = {getattr(column, "shape", None) for column in columns}
     integer = all(getattr(getattr(column, "dtype", None), "kind", "") in "iu" for column in columns[:3])
@@ -73,13 +76,20 @@ def check_block(chosen: Any, shape: tuple[int, ...], scorers: int, name: str) ->
     by = getattr(chosen, "by", None)
     if by is not None:
         bounds.append((np.asarray(by) + 1, scorers + 1))
+    if aspects is not None:
+        aspect = getattr(chosen, "aspect", None)
+        if not isinstance(aspect, np.ndarray) or aspect.shape != row.shape or aspect.dtype.kind not in "iu":
+            raise PluginError(
+                f"strategy {name}: block() must return a Chosen with the array aspect (integers), one per pair."
+            )
+        bounds.append((aspect, aspects))
     outside = [(np.asarray(index) < 0) | (np.asarray(index) >= most) for index, most in bounds]
     wrong = np.any(outside, axis=0) | (win == lose) | ~(gap >= 0) | ~np.isfinite(gap)
     for i in np.flatnonzero(wrong)[:1]:
         _check_pair(name, int(win[i]), int(lose[i]), float(gap[i]), shape[1])
         raise PluginError(
             f"strategy {name}: block() returned an invalid index: row {row[i]} (the block has {shape[0]} rows, "
-            "counted from 0), or a scorer that does not exist."
+            "counted from 0), or an aspect or a scorer that does not exist."
         )
 
 

@@ -15,7 +15,7 @@ from prefkit.pair.pool import Pool
 from prefkit.store.parquet import ROW_GROUP_BYTES, Shards
 
 ROWS = 1 << 17  # pairs that are converted at a time
-REPEATED = ("caption", "request_id", "strategy", "model_0", "model_1")
+REPEATED = ("caption", "request_id", "strategy", "aspect", "model_0", "model_1")
 TEXT, NUMBER = pa.string(), pa.float64()
 IMAGES = [("jpg_0", pa.binary()), ("jpg_1", pa.binary())]
 FIXED: list[tuple[str, pa.DataType]] = [
@@ -35,9 +35,10 @@ LISTS = pa.schema(
 )
 
 
-def pair_schema(aliases: list[str], images: bool = True) -> pa.Schema:
-    """Return the Arrow schema of a pair set. aliases: names of scores; images: True includes the image columns."""
-    fixed = FIXED if images else FIXED[len(IMAGES) :]
+def pair_schema(aliases: list[str], images: bool = True, aspect: bool = False) -> pa.Schema:
+    """Return the Arrow schema of a pair set. aliases: names of scores; images: True includes the image columns; aspect:
+    True includes the column with the aspect in which the pair differs."""
+    fixed = (FIXED if images else FIXED[len(IMAGES) :]) + [("aspect", TEXT)] * aspect
     return pa.schema(fixed + [(f"score_{side}_{alias}", NUMBER) for alias in aliases for side in (0, 1)])
 
 
@@ -80,7 +81,9 @@ class PairTable:
             columns[f"model_{i}"] = self.models.take(pa.array(frame.generator.to_numpy()[side]))
             for alias in self.aliases:
                 columns[f"score_{i}_{alias}"] = pa.array(frame[alias].to_numpy()[side], from_pandas=True)
-        schema = pair_schema(self.aliases, images=False)
+        if "aspect" in pairs:
+            columns["aspect"] = pa.array(pairs.aspect, TEXT)
+        schema = pair_schema(self.aliases, images=False, aspect="aspect" in pairs)
         return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
     def write(
@@ -109,9 +112,8 @@ def write_pairs(
 
     image: a function from candidate id to encoded image (None: no image); if it is None, the image columns are null.
     """
-    return table.write(
-        pairs, folder, pair_schema(table.aliases), lambda part, shards: _embed(table.scalars(part), shards, image)
-    )
+    schema = pair_schema(table.aliases, aspect="aspect" in pairs)
+    return table.write(pairs, folder, schema, lambda part, shards: _embed(table.scalars(part), shards, image))
 
 
 def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes | None] | None) -> None:
@@ -138,7 +140,7 @@ def _embed(scalars: pa.Table, shards: Shards, image: Callable[[str], bytes | Non
 
 def write_ties(table: PairTable, ties: pd.DataFrame, folder: Path) -> None:
     """Write ties to ties/SPLIT/part-*.parquet, with both labels 1/2 and without images."""
-    schema = pair_schema(table.aliases, images=False)
+    schema = pair_schema(table.aliases, images=False, aspect="aspect" in ties)
     table.write(ties, folder / "ties", schema, lambda part, shards: shards.write(table.scalars(part, tie=True)))
 
 

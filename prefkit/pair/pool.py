@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefkit.config import Pair
-from prefkit.errors import NotYet
+from prefkit.errors import NotYet, UsageError
 from prefkit.output import shell_quoted
+from prefkit.pair.block import Aspects
 from prefkit.store import Store
 from prefkit.store.latest import located
 
@@ -118,3 +120,27 @@ def _joined(ids: pa.ChunkedArray, scored: pa.ChunkedArray, values: np.ndarray) -
     rows = pc.fill_null(pc.index_in(scored, value_set=ids.combine_chunks()), -1).to_numpy()
     result[rows[rows >= 0]] = values[rows >= 0]
     return result
+
+
+def read_aspects(store: Store, pool: Pool, alias: str) -> Aspects:
+    """Read the aspects of the pool's candidates in the score `alias`. Raises UsageError if it has none."""
+    stored = store.scores(alias).frame(["id", "aspects"]).dropna(subset="aspects").set_index("id").aspects
+    ids = pool.ids.take(pa.array(pool.frame.row.to_numpy())).to_pylist()
+    parsed = [json.loads(text) if isinstance(text, str) else {} for text in stored.reindex(ids)]
+    columns: dict[int, dict[str, int]] = {}  # request -> aspect -> column
+    for request, aspects in zip(pool.frame.request.tolist(), parsed):
+        for name in aspects:
+            columns.setdefault(request, {}).setdefault(name, len(columns[request]))
+    if not columns:
+        raise UsageError(
+            f"pair: {alias} has no aspects. Use a score that has, such as geneval, or mllm with `aspects`."
+        )
+    names = sorted({name for own in columns.values() for name in own})
+    index = {name: number for number, name in enumerate(names)}
+    shape = len(ids), max(len(own) for own in columns.values())
+    values, code = np.full(shape, np.nan), np.full(shape, -1, np.int32)
+    for i, (request, aspects) in enumerate(zip(pool.frame.request.tolist(), parsed)):
+        for name, column in columns.get(request, {}).items():
+            values[i, column], code[i, column] = aspects.get(name, np.nan), index[name]
+    higher = (store.scores(alias).spec() or {}).get("higher_is_better", True)
+    return Aspects(values if higher else -values, code, tuple(names))

@@ -20,6 +20,7 @@ from prefkit.errors import DamagedError, FingerprintError, NotYet, UsageError
 from prefkit.images import Background
 from prefkit.output import note, shell_quoted, warn
 from prefkit.pair.audit import audit, warnings_of
+from prefkit.pair.block import Aspects
 from prefkit.pair.card import card
 from prefkit.pair.choose import Outcome, choose_by, lacking, tie_of, top_pairs
 from prefkit.pair.contract import check_table
@@ -50,7 +51,7 @@ class Inputs:
 
     weights: score name -> weight; specs: score name -> spec; stats: image statistics [N] in the pool's order, None
     if not measured; counts: numbers of requests, candidates and removed candidates; votes: the judges' verdicts, None
-    if the strategy uses scores.
+    if the strategy uses scores; aspects: of the pool's candidates, None if the strategy does not use them.
     """
 
     weights: dict[str, float]
@@ -59,6 +60,7 @@ class Inputs:
     stats: pd.DataFrame | None
     counts: dict[str, Any]
     votes: pd.DataFrame | None
+    aspects: Aspects | None = None
 
 
 def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
@@ -125,7 +127,13 @@ def _read(store: Store, config: Pair, strategy: Any, name: str, limit: int | Non
     pool, stats = pool.without(out), stats[~out] if stats is not None else None
     if len(pool):
         check_size(strategy, int(np.bincount(pool.frame.request.to_numpy()).max()), name, config)
-    return Inputs(weights, pool, specs, stats, counts, None)
+    aspects = strategy.read_aspects(store, pool, list(weights)) if len(pool) and by_aspects(strategy) else None
+    return Inputs(weights, pool, specs, stats, counts, None, aspects)
+
+
+def by_aspects(strategy: Any) -> bool:
+    """True if the strategy chooses pairs by the aspects of a score."""
+    return hasattr(strategy, "read_aspects")
 
 
 def _spec(inputs: Inputs, config: Pair) -> dict[str, Any]:
@@ -136,7 +144,7 @@ def _spec(inputs: Inputs, config: Pair) -> dict[str, Any]:
         # with votes, scores are only stored in the dataset, so their weights do not matter
         **({"weights": weights} if votes is None else {"weights": {}, "comparisons": _tables(votes)}),
         "scorers": inputs.specs,
-        "scores": _hash_of(inputs.pool, list(weights), votes),
+        "scores": _hash_of(inputs.pool, list(weights), votes, inputs.aspects),
         "code": registry.code_hash(config.use, "strategy"),
         "pixels": Background.rules(),
     }
@@ -173,13 +181,15 @@ def _choose(inputs: Inputs, config: Pair, strategy: Any, name: str) -> Outcome:
     else:
         columns = {a: pool.frame[a].to_numpy(np.float64) for a in weights}
         signs = {a: 1.0 if inputs.specs[a].get("higher_is_better", True) else -1.0 for a in weights}
-        outcome = choose_by(config, strategy, columns, signs, weights, groups)
+        outcome = choose_by(config, strategy, columns, signs, weights, groups, inputs.aspects)
     if config.top_pairs is not None and len(outcome.pairs) > config.top_pairs:
         counts["beyond_top_pairs"] = len(outcome.pairs) - config.top_pairs
         winners = pool.ids.take(pa.array(pool.frame.row.to_numpy()[outcome.pairs.win.to_numpy()]))
         outcome = replace(outcome, pairs=top_pairs(outcome.pairs, config.top_pairs, hashed(winners)))
     counts |= {"pairs": len(outcome.pairs), "ties": len(outcome.ties), "tie_threshold": tie}
     counts["requests_with_pairs"] = len(np.unique(groups[outcome.pairs.win.to_numpy()]))
+    if inputs.aspects is not None:
+        counts["pairs_by_aspect"] = outcome.pairs.aspect.value_counts().to_dict()
     if outcome.pairs.empty:
         raise UsageError(f"pair.{name}: no pair is left. {_why_empty(pool, counts, list(weights))}")
     return outcome
@@ -345,8 +355,8 @@ def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
     return "The strategy chose no pair. Lower its threshold, or generate more candidates per request (n)."
 
 
-def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None) -> str:
-    """Return a hash of the data that determines the pairs: ids, prompts, splits, scores and votes."""
+def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None, aspects: Aspects | None) -> str:
+    """Return a hash of the data that determines the pairs: ids, prompts, splits, scores, votes and aspects."""
     hasher = hashlib.sha256()
     present = pa.array(np.unique(pool.frame.request.to_numpy()))
     texts = [pool.requests[name].take(present).combine_chunks() for name in ("request_id", "prompt", "split")]
@@ -361,6 +371,8 @@ def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None) -> str:
         hasher.update(pool.frame[alias].to_numpy(np.float64).tobytes())
     if votes is not None:
         hasher.update(digest(votes.to_dict("list")).encode())
+    if aspects is not None:
+        hasher.update(digest(aspects.names).encode() + aspects.code.tobytes() + aspects.values.tobytes())
     return hasher.hexdigest()[:20]
 
 

@@ -13,6 +13,7 @@ REMOVED = (
     *("flagged_by_safety_checker", "decided_reject", "decided_remove", "exact_duplicates", "near_duplicates"),
     *("black", "blank", "saturated", "unreadable", "missing_scores"),
 )
+MOST_ASPECTS = 20  # rows of the table of aspects
 LEAD = (
     "Candidates removed before pairing, pairs per request, and features that predict the winner. Intervals: 95 %, "
     "bootstrap over requests."
@@ -40,6 +41,10 @@ def _audit(name: str, report: dict[str, Any]) -> str:
     ]
     sizes = [[html.text(size), html.value(count)] for size, count in report["pairs_per_request"].items()]
     tables = [html.table(["", ""], rows) + html.table(["Pairs of a request", "Requests"], sizes), _shortcuts(report)]
+    if by_aspect := sorted(counts.get("pairs_by_aspect", {}).items(), key=lambda item: -item[1]):
+        shown = [[html.text(name, 60), html.value(count)] for name, count in by_aspect[:MOST_ASPECTS]]
+        more = f", the {MOST_ASPECTS} most frequent of {len(by_aspect)}" if len(by_aspect) > MOST_ASPECTS else ""
+        tables.append(html.table(["Aspect", "Pairs"], shown, f"The aspect that the loser lacks{more}"))
     titles = {
         "agreement": "Candidate pairs that two scorers order the same way",
         "rank_correlation": "Rank correlation within requests",

@@ -87,7 +87,8 @@ def _pair(row: Mapping[str, Any], images: Mapping[str, str | None]) -> str:
         scores = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
         lines = [f"<b>{word}</b>", *(f"{html.text(k, 24)} {html.number(v)}" for k, v in scores.items())]
         sides.append(html.picture(source, f"{word}: {row.get('caption') or ''}", "<br>".join(lines), word))
-    gap = f'<p class="quiet">gap {html.number(row["score_gap"])}</p>'
+    aspect = f"; differ in {html.text(row['aspect'], 60)}" if row.get("aspect") else ""
+    gap = f'<p class="quiet">gap {html.number(row["score_gap"])}{aspect}</p>'
     return f'<div class="card">{html.prompt(row.get("caption") or "", 90)}<div class="two">{"".join(sides)}</div>{gap}</div>'
 
 

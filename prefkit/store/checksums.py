@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prefkit.errors import DamagedError
-from prefkit.store.files import read_json, write_json
+from prefkit.store.files import read_json, unreadable, write_json
 
 MANIFEST = "prefkit-checksums.json"
 
@@ -43,6 +43,6 @@ def check_folder(folder: Path, remedy: str, sum_of: Callable[[Path], str] = file
         try:
             actual = sum_of(file)
         except OSError as error:
-            raise DamagedError(file, f"{file} could not be read: {error.strerror or error}. {remedy}") from error
+            raise unreadable(file, error, remedy) from error
         if actual != wanted:
             raise DamagedError(file, f"{file} is damaged: its checksum does not match. {remedy}")

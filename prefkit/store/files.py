@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import DamagedError, StoreError, UsageError
-from prefkit.output import warn
+from prefkit.output import message, warn
 from prefkit.store.litter import remove, temporary_beside
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -28,6 +28,16 @@ SUM = re.compile(r"sha256:[0-9a-f]{64}")
 SEALED_LINE = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}', re.DOTALL)
 #: errors of os.link on file systems without hard links
 NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+#: errors of a file system that cannot be reached or lacks resources, after which the content of a file is unknown, not damaged
+PASSING = frozenset(
+    number
+    for name in (
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EAGAIN", "EINTR", "EBUSY", "ENOLCK"),
+        *("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EREMOTEIO", "ENODEV", "ENXIO", "ESHUTDOWN"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED"),
+    )
+    if (number := getattr(errno, name, None)) is not None
+)
 UNSEEN = 90.0  # seconds until a client of a network file system must see a file that another client has written
 #: subfolder of a run folder -> the command that fills it
 COMMANDS = {
@@ -86,11 +96,18 @@ def read_text(path: Path, remedy: str = "") -> str:
     """Read a UTF-8 file. Raises StoreError if permission is denied, DamagedError for any other failure."""
     try:
         return path.read_bytes().decode("utf-8")
-    except PermissionError as error:
-        raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself permission to read it.") from error
     except (OSError, UnicodeDecodeError) as error:
-        text = f"{path} could not be read: {error}. {remedy or remedy_for(path)}"
-        raise DamagedError(path, text) from error
+        raise unreadable(path, error, remedy or remedy_for(path)) from error
+
+
+def unreadable(path: Path, error: Exception, remedy: str) -> StoreError:
+    """Return the error for a file that could not be read: a DamagedError unless permission or the file system failed."""
+    text = f"{path} could not be read: {message(str(error) or type(error).__name__, 160).rstrip('.')}."
+    if isinstance(error, PermissionError):
+        return StoreError(f"{path} could not be read: {error.strerror}. Give yourself permission to read it.")
+    if getattr(error, "errno", None) in PASSING:
+        return StoreError(f"{text} The file system failed; run the same command again. If the error remains: {remedy}")
+    return DamagedError(path, f"{text} {remedy}")
 
 
 def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
@@ -134,20 +151,26 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def create_json(path: Path, value: Mapping[str, Any]) -> bool:
-    """Write a JSON object unless `path` exists; return True if this call wrote it. Raises StoreError.
+    """Write a JSON object unless `path` exists; return True if this call wrote it. Raises StoreError."""
+    plain = json.loads(utf8(dump_json(value)).decode("utf-8", "replace"))
+    data = utf8(dump_json(plain | {CHECKSUM: json_sum(plain)}))
+    return create_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def create_whole(path: Path, save: Callable[[Path], Any]) -> bool:
+    """Write `path` as `write_whole` does unless it exists; return True if this call wrote it. Raises StoreError.
 
     Of several processes, also on different machines that share the folder, one writes the file: a hard link is made
     completely or not at all, and fails if the name exists. Without hard links, the last of several processes wins.
     """
     written = False
 
-    def save(temporary: Path) -> None:
+    def publish(temporary: Path) -> None:
         nonlocal written
-        plain = json.loads(utf8(dump_json(value)).decode("utf-8", "replace"))
-        temporary.write_bytes(utf8(dump_json(plain | {CHECKSUM: json_sum(plain)})))
+        save(temporary)
         written = _linked(temporary, path)
 
-    _through_temporary(path, save)
+    _through_temporary(path, publish)
     if not written:  # the name exists, but the directory may be cached without it
         seen_within(UNSEEN, path.exists)
     return written

@@ -16,6 +16,8 @@ from prefkit.store.litter import remove, sweep_beside, temporary_beside
 
 #: files that file managers create in any folder
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+#: name that an NFS client gives to a removed file that is still open
+REMOVED = re.compile(r"\.nfs[0-9a-f]{8,}")
 PAIR_FILE = re.compile(r"spec\.json|audit\.json|README\.md|((ties|lists)/)?[^/]+/part-\d+\.parquet")
 
 
@@ -78,12 +80,16 @@ class whole_folder:
         return StoreError(f"{self.path} could not be written: {text}. Previously stored data is intact.")
 
 
+def _is_litter(name: str) -> bool:
+    return name in LITTER or REMOVED.fullmatch(name) is not None
+
+
 def files_in(folder: Path) -> list[str]:
-    """Return the sorted relative paths of all files under `folder` except LITTER. Links count as files."""
+    """Return the sorted relative paths of all files under `folder` except LITTER and REMOVED. Links count as files."""
     paths = []
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
-        paths += [Path(root, name).relative_to(folder).as_posix() for name in (*files, *links) if name not in LITTER]
+        paths += [Path(root, name).relative_to(folder).as_posix() for name in (*files, *links) if not _is_litter(name)]
     return sorted(paths)
 
 

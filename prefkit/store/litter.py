@@ -71,8 +71,18 @@ def _abandoned(path: Path) -> bool:
         return not _alive(int(name["pid"]))
     if name or EARLIER.fullmatch(path.name):
         with suppress(FileNotFoundError):  # another process has just renamed or removed it
-            return _now(path.parent) - path.lstat().st_mtime > ABANDONED
+            return _now(path.parent) - _changed(path) > ABANDONED
     return False
+
+
+def _changed(path: Path) -> float:
+    """Return when a file, or anything in a folder, was last changed: a folder's own time is that of its entries."""
+    times = [path.lstat().st_mtime]
+    for root, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):
+                times.append(os.lstat(os.path.join(root, name)).st_mtime)
+    return max(times)
 
 
 def _now(folder: Path) -> float:

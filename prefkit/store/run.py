@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import DamagedError, StoreError, UsageError
 from prefkit.output import message
 from prefkit.store.decisions import read_decisions
-from prefkit.store.files import NAME, checked, read_json, write_json, write_whole
+from prefkit.store.files import NAME, checked, read_json, unreadable, write_json, write_whole
 from prefkit.store.inputs import InputImages
 from prefkit.store.latest import latest
 from prefkit.store.litter import remove, sweep
@@ -245,7 +245,9 @@ def candidate_of(row: dict[str, Any], requests: Mapping[str, Request], images: I
     return Candidate(prompt=prompt, **row | {"extra": extra}, inputs=images)
 
 
-def damaged_requests(path: Path, error: Exception) -> DamagedError:
+def damaged_requests(path: Path, error: Exception) -> StoreError:
+    if not isinstance(failure := unreadable(path, error, ""), DamagedError):
+        return failure
     text = message(str(error), 160).rstrip(".")
     return DamagedError(
         path,

@@ -55,6 +55,11 @@ def open_sealed(path: Path, columns: Collection[str] | None = None, **options: A
                 raise
 
 
+def verify(path: Path) -> None:
+    """Read a whole Parquet file and raise OSError or pyarrow's ArrowException unless it matches its checksums."""
+    open_sealed(path).close()
+
+
 def _identity(path: Path) -> tuple[int, int, int]:
     found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -12,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import FingerprintError, StoreError
+from prefkit.errors import DamagedError, FingerprintError, StoreError
 from prefkit.output import warn
-from prefkit.store.files import COMMANDS, create_json, read_json, set_aside, write_json, write_whole
+from prefkit.store.files import COMMANDS, create_json, read_json, set_aside, unreadable, write_json, write_whole
 from prefkit.store.litter import sweep, unique
 from prefkit.store.seal import open_sealed, seal
 from prefkit.types import Candidate, Comparison, Request, candidate_schema, comparison_schema, digest
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 NUMBERED = re.compile(r"part-(\d+)-")  # name of a part that `Table.append` has written
 LATE = 180.0  # seconds within which a network file system must list a file that another machine has written
-#: errors of reading a file that do not mean that its content is damaged
-PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)
 
 
 class Table:
@@ -122,7 +119,12 @@ class Table:
 
     def spec(self) -> dict[str, Any] | None:
         path = self.folder / "spec.json"
-        return read_json(path) if path.exists() else None
+        try:
+            return read_json(path) if path.exists() else None
+        except DamagedError:
+            if path.exists():
+                raise
+            return None  # another command has just moved the table away
 
     def claim(self, fingerprint: Mapping[str, Any], remedy: str, *, empty: bool, write: bool = True) -> None:
         """Store the settings `fingerprint` for this table. Raises FingerprintError if its rows have other settings.
@@ -187,11 +189,10 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table | No
             return file.read(columns=list(columns) if columns is not None else None)
     except FileNotFoundError:
         return None
-    except PermissionError as error:
-        raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself permission to read it.") from error
     except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) in PASSING:
-            raise StoreError(f"{path} could not be read: {error}. Run the same command again.") from error
+        failure = unreadable(path, error, "Remove it; its rows are made again.")
+        if not isinstance(failure, DamagedError):
+            raise failure from error
         folders = (path.parent.parent.name, path.parent.name)
         verb = next((COMMANDS[name] for name in folders if name in COMMANDS), "run")
         warn(

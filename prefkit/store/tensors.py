@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.errors import DamagedError, StoreError
-from prefkit.output import message
-from prefkit.store.files import write_whole
+from prefkit.errors import DamagedError
+from prefkit.store.files import unreadable, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,11 +43,8 @@ def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
         with safetensors.safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except PermissionError as error:
-        raise StoreError(f"{path} could not be read: {error.strerror}. Give yourself permission to read it.") from error
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        text = message(str(error), 160).rstrip(".")
-        raise DamagedError(path, f"{path} could not be read: {text}. {remedy}") from error
+        raise unreadable(path, error, remedy) from error
     wanted = metadata.pop(SUM, None)
     if wanted is not None and wanted != tensors_sum(tensors, metadata):
         raise DamagedError(path, f"{path} is damaged: its checksum does not match. {remedy}")

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from prefkit.config import Model
-from prefkit.errors import DamagedError, FingerprintError, StoreError
+from prefkit.errors import DamagedError, FingerprintError
 from prefkit.models.load.trained import TRAINED_ON, write_trained_on
 from prefkit.output import warn
 from prefkit.store.checksums import check_folder
-from prefkit.store.files import read_json, read_text, set_aside, sound_json
+from prefkit.store.files import read_json, read_text, set_aside, sound_json, unreadable
 from prefkit.store.folders import whole_folder
 from prefkit.store.litter import remove
 from prefkit.store.table import check_fingerprint
@@ -105,15 +105,10 @@ def read_state(path: Path) -> dict[str, Any]:
 def _load_optimizer(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise StoreError(
-            f"{path} could not be read: {error.strerror}. Make the file readable for your user."
-        ) from error
     except MemoryError:
         raise
     except Exception as error:  # torch.load can raise any error if bytes are damaged
-        text = " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__
-        raise DamagedError(path, f"{path} could not be read: {text}. {REMEDY}") from error
+        raise unreadable(path, error, REMEDY) from error
 
 
 def last_step(folder: Path) -> int:

@@ -37,7 +37,7 @@ def export(policy: Policy, denoiser: str, model: Model, folder: Path) -> Path:
     """Write the result to `folder`: a file with the model's adapters, including the trained one, or a full pipeline."""
     with whole_folder(folder) as temporary:
         if policy.lora is not None:
-            adapters.export_adapter(policy.net, denoiser, temporary)
+            adapters.export_adapter(policy.net, denoiser, temporary, policy.text_encoders)
         elif located(model.base).endswith(SINGLE_FILES):
             _from_single_file(policy, denoiser, model).save_pretrained(temporary, safe_serialization=True)
         else:

@@ -63,8 +63,11 @@ def check(name: str, config: Train) -> None:
         )
 
 
-def make(config: Train, parameters: Sequence[torch.nn.Parameter], device: str) -> torch.optim.Optimizer:
-    """Create the optimizer. device: cpu | cuda | mps. Raises UsageError, PluginError."""
+def make(config: Train, parameters: Sequence[Any], device: str) -> torch.optim.Optimizer:
+    """Create the optimizer. parameters: parameters, or groups {"params": parameters}; device: cpu | cuda | mps.
+
+    Raises UsageError, PluginError.
+    """
     arguments: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         arguments["fused"] = device in FUSED_ON  # one kernel for all parameters
@@ -186,7 +189,13 @@ class PolicyOptimizer:
     def __init__(self, config: Train, policy: Policy, processes: Processes) -> None:
         self.config, self.policy, self.processes = config, policy, processes
         device = processes.device.type
-        self.optimizer = make(config, policy.parameters(), device)
+        self.rates = [config.learning_rate]
+        parameters: Any = policy.parameters()
+        if policy.text_encoders and config.lora is not None:
+            own, text = config.lora.text_encoder_learning_rate, policy.text_parameters()
+            self.rates.append(config.learning_rate if own is None else own)
+            parameters = [{"params": parameters[: len(parameters) - len(text)]}, {"params": text}]
+        self.optimizer = make(config, parameters, device)
         # a beta in the thousands makes gradients large, so the loss scale starts low; GradScaler raises it
         self.scaler = torch.amp.GradScaler(device, init_scale=256.0, enabled=config.precision == "fp16")
         self.count = self.skipped = self.skipped_in_a_row = 0
@@ -201,8 +210,8 @@ class PolicyOptimizer:
         steps in a row, the result is None. Without fp16, the result is None at the first such step.
         """
         self.scaler.scale(torch.zeros((), device=self.processes.device))  # a process without samples has no scale yet
-        rate = self.config.learning_rate * rate_factor(self.config, self.count)
-        for group in self.optimizer.param_groups:
+        rates = [rate * rate_factor(self.config, self.count) for rate in self.rates]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
         clipped = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
@@ -218,7 +227,7 @@ class PolicyOptimizer:
         if not overflow and self.policy.average is not None:
             self.policy.average.update()
         self.count += 1
-        return {"grad_norm": norm, "lr": rate}
+        return {"grad_norm": norm} | dict(zip(("lr", "text_encoder_lr"), rates))
 
     def state(self) -> dict[str, Any]:
         counts = [self.count, self.skipped, self.skipped_in_a_row]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from prefkit.config import Lora, Train
 from prefkit.distributed import device_of
 from prefkit.errors import TrainingError, UsageError
 from prefkit.models.lora import adapters
+from prefkit.models.lora.text_encoders import TARGETS
 from prefkit.types import Errors
 
 
@@ -41,7 +42,8 @@ class Policy:
     net: the denoiser being trained. start (LoRA): the adapters that are active in the reference. frozen: a separate
     reference network, if full weights are trained against a frozen reference. snapshot (online): weights of the
     reference in the order of `parameters()`, refreshed every few rounds. average: the moving reference, for objectives
-    with reference "ema". sharded: True if the parameters are DTensors (fsdp.py).
+    with reference "ema". sharded: True if the parameters are DTensors (fsdp.py). text_encoders (LoRA): component name
+    -> text encoder being trained, whose adapters are switched, averaged and saved together with those of `net`.
     """
 
     net: Any
@@ -51,6 +53,7 @@ class Policy:
     snapshot: list[Tensor] | None = None
     average: MovingAverage | None = None
     sharded: bool = False
+    text_encoders: Mapping[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
@@ -101,8 +104,16 @@ class Policy:
         torch._foreach_lerp_(self.snapshot, [parameter.detach() for parameter in self.parameters()], 1 - kept)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the trained parameters. The selection is fixed before the first step."""
-        return self._trained
+        """Return the trained parameters, those of the denoiser first. The selection is fixed before the first step."""
+        return [*self._trained, *self.text_parameters()]
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters of the text encoders."""
+        return self._trained_text
+
+    def changes_text(self) -> bool:
+        """True if a text encoder has an active adapter, so that prompts must be encoded again."""
+        return any(name in layer.lora_A for layer in self._text_layers for name in layer._active_adapter)
 
     # cached, because a search through the network takes about a millisecond, and a step would make several
     @cached_property
@@ -110,27 +121,46 @@ class Policy:
         return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
 
     @cached_property
+    def _trained_text(self) -> list[nn.Parameter]:
+        encoders = self.text_encoders.values()
+        return [parameter for encoder in encoders for parameter in encoder.parameters() if parameter.requires_grad]
+
+    @cached_property
     def _layers(self) -> list[Any]:
-        return [layer for _, layer in adapters.lora_layers(self.net)]
+        return [layer for _, layer in adapters.lora_layers(self.net)] + self._text_layers
+
+    @cached_property
+    def _text_layers(self) -> list[Any]:
+        return [layer for encoder in self.text_encoders.values() for _, layer in adapters.lora_layers(encoder)]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the trained weights by name, without copying them."""
-        return adapters.lora_state(self.net) if self.lora is not None else self.net.state_dict()
+        """Return the trained weights by name, without copying them. Those of a text encoder start with its name."""
+        if self.lora is None:
+            return self.net.state_dict()
+        state = adapters.lora_state(self.net)
+        for name, encoder in self.text_encoders.items():
+            state |= {f"{name}.{key}": tensor for key, tensor in adapters.lora_state(encoder).items()}
+        return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        if self.lora is not None:
-            adapters.load_lora_state(self.net, state)
-        else:
+        if self.lora is None:
             self.net.load_state_dict(state)
+            return
+        own = dict(state)
+        for name, encoder in self.text_encoders.items():
+            keys = [key for key in own if key.startswith(f"{name}.")]
+            adapters.load_lora_state(encoder, {key.removeprefix(f"{name}."): own.pop(key) for key in keys})
+        adapters.load_lora_state(self.net, own)
 
 
-def make_policy(net: Any, config: Train, frozen: bool) -> Policy:
+def make_policy(net: Any, config: Train, frozen: bool, text_encoders: Mapping[str, Any] | None = None) -> Policy:
     """Make `net` trainable as configured, without changing its output, and return the policy.
 
-    frozen: if full weights are trained, keep a frozen copy of the network as the reference. Raises TrainingError if no
-    parameter would be trained, UsageError for settings that do not fit the network or its adapters.
+    frozen: if full weights are trained, keep a frozen copy of the network as the reference. text_encoders: component
+    name -> text encoder, each of which gets an adapter too. Raises TrainingError if no parameter would be trained,
+    UsageError for settings that do not fit a network or its adapters.
     """
-    policy = _adapter(net, config) if config.lora is not None else _full(net, frozen)
+    policy = _adapter(net, config, text_encoders or {}) if config.lora is not None else _full(net, frozen)
     if not any(parameter.numel() for parameter in policy.parameters()):
         raise TrainingError(
             "the network has no trainable parameter. Set lora.rank above 0 and lora.targets to layers of this network, "
@@ -154,9 +184,21 @@ def _checkpointed(net: Any, config: Train) -> bool:
     return offered and "Transformer" in type(net).__name__ and device_of(config.device).startswith("cuda")
 
 
-def _adapter(net: Any, config: Train) -> Policy:
+def _adapter(net: Any, config: Train, text_encoders: Mapping[str, Any]) -> Policy:
     lora = config.lora
     assert lora is not None
+    start = _add_adapter(net, lora, config.seed)
+    for number, encoder in enumerate(text_encoders.values()):
+        own = adapters.active_adapters(encoder)
+        shape = replace(lora, targets=list(TARGETS), resume=False)
+        if own and lora.resume:  # without its own, the encoder gets a new adapter
+            shape = replace(lora, targets=[], rank=encoder.peft_config[own[0]].r, alpha=None)
+        start += [name for name in _add_adapter(encoder, shape, config.seed + number + 1) if name not in start]
+    return Policy(net, lora, start, text_encoders=text_encoders)
+
+
+def _add_adapter(net: Any, lora: Lora, seed: int) -> list[str]:
+    """Add the trained adapter to a network, new or continued; return the names of the adapters that it had before."""
     start = adapters.active_adapters(net)
     dora = [name for name in start if net.peft_config[name].use_dora]
     if dora:
@@ -174,12 +216,12 @@ def _adapter(net: Any, config: Train) -> Policy:
         adapters.continue_lora(net, start[0], dropout=lora.dropout)
     else:
         alpha = lora.rank if lora.alpha is None else lora.alpha
-        adapters.add_lora(net, lora.rank, alpha, lora.targets or None, lora.dropout, seed=config.seed)
+        adapters.add_lora(net, lora.rank, alpha, lora.targets or None, lora.dropout, seed=seed)
     if lora.dropout:
         for _, layer in adapters.lora_layers(net):
             if adapters.POLICY in layer.lora_dropout:  # the reference's adapters keep dropout off
                 layer.lora_dropout[adapters.POLICY].train()
-    return Policy(net, lora, start)
+    return start
 
 
 def _check_continued(net: Any, start: str, lora: Lora) -> None:
@@ -216,7 +258,8 @@ def _full(net: Any, frozen: bool) -> Policy:
 @contextmanager
 def without_dropout(policy: Policy) -> Iterator[None]:
     """Context that switches dropout off, so that measurements are repeatable."""
-    layers = [m for m in policy.net.modules() if isinstance(m, torch.nn.Dropout) and m.training]
+    networks = [policy.net, *policy.text_encoders.values()]
+    layers = [m for net in networks for m in net.modules() if isinstance(m, torch.nn.Dropout) and m.training]
     for layer in layers:
         layer.eval()
     try:

@@ -83,8 +83,15 @@ def settled(store: Store, recipe: Recipe, name: str) -> Recipe:
 
 
 def stored(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a training's settings for its fingerprint, in which float32 is unset, as in runs made before `auto`."""
-    return {key: value for key, value in settings.items() if (key, value) != ("precision", "no")}
+    """Return a training's settings for its fingerprint, as earlier versions stored them.
+
+    Precision `no`, and settings of text encoders that are not trained, are left out.
+    """
+    kept = {key: value for key, value in settings.items() if (key, value) != ("precision", "no")}
+    lora = kept.get("lora")
+    if isinstance(lora, dict) and not lora["text_encoder"]:
+        kept["lora"] = {key: value for key, value in lora.items() if not key.startswith("text_encoder")}
+    return kept
 
 
 def has_bf16(device: str | None) -> bool:

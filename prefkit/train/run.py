@@ -15,6 +15,7 @@ from prefkit.images import Background
 from prefkit.models.load.pipeline import check_model
 from prefkit.models.load.trained import trained_model
 from prefkit.models.lora.adapters import check_targets
+from prefkit.models.lora.text_encoders import check_text_encoders
 from prefkit.registry import Passed
 from prefkit.store import Store
 from prefkit.store.files import read_json
@@ -91,6 +92,8 @@ def check_start(recipe: Recipe, config: Train) -> None:
         check_model(recipe.model, device_of(config.device))
         if config.lora is not None and config.lora.targets:
             check_targets(recipe.model, config.lora.targets)
+        if config.lora is not None and config.lora.text_encoder:
+            check_text_encoders(recipe.model)
 
 
 def started(store: Store, recipe: Recipe, name: str) -> Recipe:

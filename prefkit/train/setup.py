@@ -97,7 +97,8 @@ def build(loader: ModelLoader, job: Job, data: PairData, processes: Processes) -
     shard = fsdp.shard_of(config) if processes.count > 1 else "none"
     # if sharded, load on the CPU, because the full network may not fit on a GPU
     family = loader.load_denoiser(processes.device if shard == "none" else "cpu", data)
-    policy = make_policy(family.net, config, frozen=objective.reference == "frozen")
+    text_encoders = family.text_encoders() if loader.trains_text else {}
+    policy = make_policy(family.net, config, objective.reference == "frozen", text_encoders)
     fsdp.shard_policy(policy, shard, processes, job.name)
     groups = data.of(job.groups(objective, training))
     validation = None
@@ -134,6 +135,7 @@ class ModelLoader:
         self.call = call_of(recipe, config)
         self._masks: Masks | None = None
         self._wiring: Wiring | None = None
+        self.trains_text = config.lora is not None and config.lora.text_encoder
         self.frozen_dtype = precision.WEIGHTS[config.precision] if config.lora is not None else "float32"
         self.caches = folder.parent / ".cache"  # shared by all entries of `train`
         files = {key: value for key, value in base.items() if key != "quantize"}
@@ -185,7 +187,11 @@ class ModelLoader:
         settings |= {"sequential_offload": True} if sequential_offload else {}
         settings |= {"offload": offload, "keep_denoiser": True} if offload != "none" else {}
         call = {**self.call, "height": size[0], "width": size[1]}
-        options = {"inputs": Inputs(model.inputs, self.store)} if model.inputs else {}
+        options: dict[str, Any] = {"inputs": Inputs(model.inputs, self.store)} if model.inputs else {}
+        if self.trains_text:
+            options["text_encoder"] = True
+            if sequential_offload:  # cached conditions are those of the base's text encoders
+                settings["adapters"] = {}
         kind = registry.load_class("family", self.config.family)
         family = kind(time_sampling=self.config.time_sampling, call=call, **options)
         if model.inputs and wiring is None:
@@ -206,7 +212,8 @@ class ModelLoader:
 
     def load_denoiser(self, device: Any, data: PairData) -> Any:
         height, width = data.latents.notes[data.example()]
-        return self.load(device, (height, width), {"denoiser"}, self.wiring())
+        parts = {"denoiser", "text"} if self.trains_text else {"denoiser"}
+        return self.load(device, (height, width), parts, self.wiring())
 
     def wiring(self) -> Wiring | None:
         """Return the pipeline's wiring (how it calls its denoiser) if a capture has recorded it, else None."""

@@ -32,6 +32,7 @@ def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, A
         "learning rate": f"{config.learning_rate:g}, {config.schedule}, {config.warmup} steps of warm-up",
         "optimizer": config.optimizer,
         "precision": precision.SHOWN.get(config.precision, config.precision),
+        **text_encoder_rows(config, setup),
         **setup.network,
         "reference": _reference(setup.policy, objective),
     }
@@ -41,6 +42,18 @@ def show(setup: Setup, name: str, validation: int, elements: int) -> dict[str, A
         )
     rows["expected time"] = "measured after step 3"
     return _print(rows)
+
+
+def text_encoder_rows(config: Train, setup: Setup) -> dict[str, str]:
+    """Return the row about text encoders that are trained, and about those that are not; {} if none is trained."""
+    trained, lora = setup.policy.text_encoders, config.lora
+    if not trained or lora is None:
+        return {}
+    rate = lora.text_encoder_learning_rate
+    text = f"{' and '.join(trained)}, learning rate {config.learning_rate if rate is None else rate:g}"
+    names = [name for name in setup.family.pipe.components if name.startswith("text_encoder") and name not in trained]
+    others = [name for name in names if getattr(setup.family.pipe, name) is not None]
+    return {"text encoders trained": f"{text}; frozen: {', '.join(others)}" if others else text}
 
 
 def show_online(

@@ -25,6 +25,7 @@ from prefkit.store.tensors import save_tensors
 from prefkit.train import checkpoint, diagnose, fsdp, precision
 from prefkit.train.data.batches import Batch, order
 from prefkit.train.data.prompt_cache import prefetch
+from prefkit.train.data.text_encoding import encoded
 from prefkit.train.monitor import early_stop
 from prefkit.train.monitor.metrics import Log, WinnerRegressionWarning, finite
 from prefkit.train.objectives._contract import loss_of
@@ -199,8 +200,11 @@ class Trainer(TrainingLoop):
         return micro_batches
 
     def residuals(self, net: Any, batch: Batch) -> dict[str, Tensor]:
+        condition = batch.condition
+        if self.policy.changes_text():
+            condition = encoded(self.family, self.data, batch)
         with precision.autocast(self.config, self.processes.device):
-            return self.family.residuals(net, batch.latents, batch.draw, batch.condition)
+            return self.family.residuals(net, batch.latents, batch.draw, condition)
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss [G], summed over heads and with gradients, and the metrics, each [G]."""

@@ -67,6 +67,8 @@ def test_auto_reads_the_schedulers_variables(monkeypatch, variables, expected):
     ("variables", "fix"),
     [
         (SLURM | {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "9"}, "not numbered in equal steps"),
+        (SLURM | {"SLURM_ARRAY_TASK_ID": "4"}, "task 4 is one of 4 in a Slurm array from 0 to 3"),
+        (SLURM | {"SLURM_ARRAY_TASK_ID": ""}, "is not a number"),
         (SLURM | {"RANK": "1", "WORLD_SIZE": "2"}, "SLURM_ARRAY_TASK_ID and RANK are set and disagree"),
         ({"JOB_COMPLETION_INDEX": "7"}, "JOB_COMPLETIONS is not.*Set JOB_COMPLETIONS"),
         ({"JOB_COMPLETION_INDEX": "7", "JOB_COMPLETIONS": "4"}, "do not fit"),

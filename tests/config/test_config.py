@@ -44,7 +44,7 @@ CONTENT = {
         "embed",
     },
     "Choice": {"use", "options"},
-    "Lora": {"rank", "alpha", "targets", "dropout", "resume"},
+    "Lora": {"rank", "alpha", "targets", "dropout", "resume", "text_encoder", "text_encoder_learning_rate"},
     "Online": {
         "rewards",
         "normalise",

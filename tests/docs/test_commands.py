@@ -45,6 +45,7 @@ PARSED = {
     "prefkit import Science-T2I-Fullset/": "needs 90 GB; tests/hub/test_science_t2i.py imports a small copy",
     "prefkit fit clip_preference": "needs weights from the Hub; tests/fit/test_clip_preference.py",
     "python pipelines/": "studies of minutes to hours; each has a fast test of its own",
+    "prefkit run -r pipelines/": "takes minutes; tests/score/test_compose.py runs its parts",
     "prefkit train -r pipelines/": "studies of minutes to hours",
     "prefkit eval -r pipelines/": "studies of minutes to hours",
     "python -m prefkit.fit.wardrobe": "run by the slow test below",

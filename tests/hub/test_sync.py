@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pandas as pd
 import pytest
 
+from prefkit.errors import FingerprintError, PrefkitError
 from prefkit.hub import sync
 from prefkit.store import Store
 from prefkit.store.files import write_json
@@ -34,8 +37,33 @@ def scored(store):
     return sorted(store.scores("a").frame().id)
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(scope="module")
+def server():
+    """The address of an S3 server in this process."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    moto.start()
+    yield "http://{}:{}".format(*moto.get_host_and_port())
+    moto.stop()
+
+
+@pytest.fixture
+def s3(server, tmp_path, monkeypatch):
+    """A new s3://bucket/NAME on that server, which the environment names as a user would."""
+    import s3fs
+
+    named = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
+    return f"s3://bucket/{tmp_path.name}"
+
+
+@pytest.fixture(params=["memory", "folder", "s3"])
 def place(request, tmp_path):
+    if request.param == "s3":
+        return request.getfixturevalue("s3")
     fsspec.filesystem("memory").store.clear()
     return "memory://bucket/run" if request.param == "memory" else str(tmp_path / "place")
 
@@ -92,18 +120,140 @@ def test_a_damaged_part_does_not_spread_and_comes_back(tmp_path, cli, place):
     part.unlink()
     sync.sync(tmp_path / "1", place)
     assert part.read_bytes() == whole
-    target = sync.Target(place)
-    (name,) = filter(sync.PART.fullmatch, target.names())
-    with target.fs.open(target.path(name), "wb") as file:
-        file.write(whole[:-20])
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """at_once(folders, place): what sync returns or raises in threads that have all listed before any of them writes."""
+    real = sync.own_names
+
+    def act(folders, place):
+        gate = threading.Barrier(len(folders))
+
+        def listed(names):
+            found = listed_once(names)
+            if getattr(names, "func", None) is not real:  # the target, which is listed last
+                gate.wait(60)
+            return found
+
+        def one(folder):
+            try:
+                return sync.sync(folder, place)
+            except PrefkitError as error:
+                return error
+
+        listed_once = sync.listed
+        with monkeypatch.context() as patch, ThreadPoolExecutor(len(folders)) as pool:
+            patch.setattr(sync, "listed", listed)
+            return list(pool.map(one, folders))
+
+    return act
+
+
+def test_requests_of_machines_that_sync_at_the_same_moment(tmp_path, place, at_once):
+    folders = [machine(tmp_path / n, [n], ["hat", f"coat {n}"]).folder for n in "123"]
+    assert at_once(folders, place) == [{"pushed": 1, "pulled": 0}] * 3
+    last = tmp_path / "last"
+    sync.sync(last, place)
+    assert scored(Store(last)) == ["1", "2", "3"]
+    assert {r.request_id for r in Store(last).requests()} == {"hat", "coat 1", "coat 2", "coat 3"}
+    before = sync.Target(place).names()
+    for folder in (*folders, last):
+        sync.sync(folder, place)
+    assert sync.Target(place).names() == before  # no list of requests is added in vain
+    sync.Target(place).get("requests.parquet", tmp_path / "place" / "requests.parquet")
+    assert len(Store(tmp_path / "place").requests()) == 4
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"], indirect=True)  # fsspec's memory cannot create a file exclusively
+def test_of_machines_with_other_settings_at_the_same_moment_one_goes_on(tmp_path, place, at_once):
+    folders = [machine(tmp_path / n, [n], ["hat"], spec={"seed": int(n)}).folder for n in "123"]
+    found = at_once(folders, place)
+    (winner,) = [n for n, each in enumerate(found, 1) if each == {"pushed": 1, "pulled": 0}]
+    others = [each for each in found if each != {"pushed": 1, "pulled": 0}]
+    assert all(isinstance(each, FingerprintError) and f"requested {winner}" in str(each) for each in others), others
+    sync.sync(tmp_path / "last", place)
+    assert scored(Store(tmp_path / "last")) == [str(winner)]
+
+
+def test_of_machines_with_other_prompts_at_the_same_moment_at_most_one_goes_on(tmp_path, place, at_once):
+    folders = []
+    for n in "123":
+        store = machine(tmp_path / n, [n], [])
+        store.write_requests([Request("hat", f"hat {n}")])
+        folders.append(store.folder)
+    found = at_once(folders, place)
+    assert sum(isinstance(each, dict) for each in found) <= 1
+    assert all("another prompt" in str(each) for each in found if not isinstance(each, dict)), found
+    if not any(isinstance(each, dict) for each in found):  # each has withdrawn its own, so now the first goes on
+        sync.sync(folders[0], place)
+    sync.sync(tmp_path / "last", place)
+    (request,), (row,) = Store(tmp_path / "last").requests(), scored(Store(tmp_path / "last"))
+    assert request.prompt == f"hat {row}"
+
+
+def test_incomplete_files_of_the_target_are_not_copied_and_are_replaced(tmp_path, cli, place):
+    """As left by a machine that was killed, on a file system whose uploads are not atomic."""
+    store = machine(tmp_path / "1", ["a"], ["hat"])
+    sync.sync(store.folder, place)
+    target, (part,) = sync.Target(place), store.scores("a").parts()
+    (tmp_path / "half").write_bytes(part.read_bytes()[:-40])
+    name = part.relative_to(store.folder).as_posix()
+    target.put(tmp_path / "half", name)
     code, _, err = cli("sync", tmp_path / "2", place)
-    assert code == 1 and f"{place}/{name} could not be read" in err and "Remove it there" in err
+    assert code == 1 and f"{place}/{name} is damaged or was not uploaded completely" in err
     assert not Store(tmp_path / "2").scores("a").parts()
+    assert sync.sync(store.folder, place) == {"pushed": 1, "pulled": 0}
+    assert sync.sync(tmp_path / "2", place) == {"pushed": 0, "pulled": 1}
+    part.write_bytes(part.read_bytes()[:-40])  # and in the other direction
+    assert sync.sync(store.folder, place) == {"pushed": 0, "pulled": 1} and scored(store) == ["a"]
+
+
+def test_a_target_that_fails_midway_is_named_and_the_next_sync_goes_on(tmp_path, cli, s3, monkeypatch):
+    store = machine(tmp_path / "1", ["a"], ["hat"])
+    for n in range(20):
+        store.scores("a").append(rows([str(n)]))
+    real, done = sync.Target.put, []
+
+    def put(self, source, name):
+        done.append(name)
+        if len(done) > 5:
+            raise ConnectionError("Connection was closed before we received a valid response")
+        real(self, source, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sync.Target, "put", put)
+        code, _, err = cli("sync", store.folder, s3)
+    assert code == 1 and s3 in err and "Connection was closed" in err and "run the same command again" in err
+    assert 0 < sync.sync(store.folder, s3)["pushed"] < 21
+    assert sync.sync(tmp_path / "2", s3)["pulled"] == 21
+
+
+def test_tables_behind_links_are_copied(tmp_path, place):
+    store = machine(tmp_path / "1", ["a"], ["hat"])
+    (store.folder / "scores").rename(tmp_path / "large disk")
+    (store.folder / "scores").symlink_to(tmp_path / "large disk")
+    assert sync.sync(store.folder, place)["pushed"] == 1
+
+
+def test_errors_of_s3(tmp_path, cli, s3, monkeypatch):
+    folder = machine(tmp_path / "1", ["a"], ["hat"]).folder
+    code, _, err = cli("sync", folder, "s3://no-bucket/run")
+    assert code == 1 and "s3://no-bucket/run could not be" in err and "bucket does not exist. Check the address" in err
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    type(fsspec.filesystem("s3")).clear_instance_cache()
+    code, _, err = cli("sync", folder, s3)
+    assert code == 1 and f"{s3} could not be" in err and "credentials" in err
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (["run", "s3:/bucket/run"], "s3:/bucket/run is not a URL. Write s3://bucket/run"),
+        (["run", "s3://"], "s3: is not a URL"),
         (["run"], "prefkit sync RUN s3://bucket/run"),
         (["run", "nowhere"], "neither run nor nowhere contains a run"),
         (["run", "what://x"], "what://x: Protocol not known"),

@@ -17,8 +17,8 @@ from prefkit.score.core import FunctionScorer, make_scorer, score_batch
 from prefkit.score.judge.compare import compare
 from prefkit.score.judge.question import Reply
 from prefkit.score.judge.templates import shown
+from prefkit.score.judge.written import listed, written
 from prefkit.score.remote.protocol import decode_item, encode_item
-from prefkit.score.scorers.reward_vlm import listed, written
 from prefkit.store import Store
 from prefkit.types import Candidate
 

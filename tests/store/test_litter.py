@@ -12,7 +12,7 @@ import pytest
 from prefkit.errors import StoreError
 from prefkit.store import Store, litter
 from prefkit.store.files import write_json
-from prefkit.store.folders import whole_folder
+from prefkit.store.folders import files_in, whole_folder
 
 PLACES = ("", "candidates/own", "scores/size", "comparisons/duel", "image_stats", "pairs", "train/dpo", "train/dpo/checkpoints",
           "train/dpo/watch", "train/on/rounds/0001/candidates/policy", "train/.cache/x/latents", "eval/held/set/base",
@@ -108,3 +108,24 @@ def test_a_folder_that_cannot_be_replaced_is_as_it_was(tmp_path, monkeypatch, ol
     with pytest.raises(StoreError, match="No space left"), whole_folder(tmp_path / "out", manifest=False) as folder:
         (folder / "new.txt").write_text("x", encoding="utf-8")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["out/old.txt"] * old
+
+
+def test_a_folder_that_another_machine_is_filling_stays_and_counts_as_changed_when_its_files_are(tmp_path):
+    folder = left(tmp_path / "pairs", 1, host="0" * 12)
+    folder.unlink()
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "part-0000.parquet").write_text("half", encoding="utf-8")
+    old = time.time() - 2 * litter.ABANDONED
+    for path in (folder / "train", folder):
+        os.utime(path, (old, old))
+    litter.sweep(tmp_path)
+    assert folder.exists()
+    os.utime(folder / "train" / "part-0000.parquet", (old, old))
+    litter.sweep(tmp_path)
+    assert not folder.exists()
+
+
+def test_removed_files_that_are_still_open_on_nfs_are_not_foreign(tmp_path):
+    for name in ("spec.json", ".nfs000000000a3f01c200000002", ".DS_Store"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    assert files_in(tmp_path) == ["spec.json"]

@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors
 from torch.distributed import HashStore
 
 from prefkit.distributed import Group
-from prefkit.errors import FingerprintError, StoreError
-from prefkit.store import Store, files, seal
+from prefkit.errors import DamagedError, FingerprintError, StoreError
+from prefkit.store import Store, files, run, seal
 from prefkit.store import table as tables
 from prefkit.store.table import check_fingerprint
+from prefkit.types import Request
 
 ROWS = [{"id": "c", "value": 1.0, "aspects": None, "text": None, "error": None}]
 
@@ -157,3 +159,54 @@ def test_a_part_that_is_replaced_while_it_is_opened_is_not_damaged(tmp_path, mon
     monkeypatch.setattr(seal, "check", replacing)
     assert table.ids() == {"c", "d"} and not more
     assert [path.name for path in table.parts()] == ["part-live.parquet"]
+
+
+def fails_once(monkeypatch, where, name, number):
+    """The next call of `where.name` raises an OSError with this number, as a network file system does."""
+    real, left = getattr(where, name), [number]
+
+    def call(*given, **how):
+        if left:
+            raise OSError(left.pop(), "the file system failed")
+        return real(*given, **how)
+
+    monkeypatch.setattr(where, name, call)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_files_are_not_renamed_because_a_file_system_failed(tmp_path, monkeypatch, number):
+    import torch
+
+    from prefkit.store.tensors import load_tensors, save_tensors
+
+    store, spec, kept = Store.create(tmp_path), tmp_path / "a.json", tmp_path / "kept.safetensors"
+    store.write_requests([Request("r", "hat")])
+    files.write_json(spec, {"a": 1})
+    save_tensors(kept, {"w": torch.zeros(2)}, {})
+    before = sorted(path.name for path in tmp_path.iterdir())
+    reads = {
+        (Path, "read_bytes"): lambda: files.sound_json(spec),
+        (run, "open_sealed"): store.requests,
+        (safetensors, "safe_open"): lambda: load_tensors(kept, "Remove it."),
+    }
+    for (where, name), read in reads.items():
+        fails_once(monkeypatch, where, name, number)
+        with pytest.raises(StoreError, match="file system failed; run the same command again") as found:
+            read()
+        assert not isinstance(found.value, DamagedError) and read()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_spec_json_that_vanishes_while_it_is_read(tmp_path, monkeypatch):
+    table = Store.create(tmp_path).scores("a")
+    table.claim({"seed": 0}, "Stop.", empty=False)
+    real = Path.read_bytes
+
+    def vanishes(path):
+        (table.folder / "spec.json").unlink(missing_ok=True)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", vanishes)
+    assert table.spec() is None
+    with pytest.raises(StoreError, match="moved or changed"):
+        table.append(ROWS)

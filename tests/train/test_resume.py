@@ -156,6 +156,21 @@ def test_two_processes_give_what_one_gives(run, start, pair_rows):
     assert run_train(two, recipe, "dpo")["steps"] == 5  # one process with the same global batch: the same training
 
 
+@pytest.mark.slow  # the sum over processes is that of every training
+def test_two_processes_give_what_one_gives_with_text_encoders(run, start):
+    settings = {"steps": 2, "lora": Lora(rank=2, text_encoder=True), "max_grad_norm": 0.1}
+    one, recipe = run(where="one", batch_size=4, **settings)
+    run_train(one, recipe, "dpo")
+    two, other = run(where="two", batch_size=2, **settings)
+    ranks = start(two, other, ranks=2)
+    said = [rank.communicate()[1] for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [0, 0], said
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys() and a["text_encoder.text_model.encoder.layers.1.self_attn.v_proj.lora_B.weight"].any()
+    assert max((a[key] - b[key]).abs().max() for key in a) < 2e-5
+    assert steps(one)[-1]["grad_norm"] == pytest.approx(steps(two)[-1]["grad_norm"], rel=1e-3)
+
+
 def trained_loop(run, kind, **settings):
     store, recipe = run(kind, learning_rate=1e-2, **settings)
     run_train(store, recipe, "dpo")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prefkit.hub.dataset_files import StagedDataset
     from prefkit.store import Store
 
+MOST_ASPECTS = 20  # aspects whose number of pairs the card shows
 SHEET = "images/contact-sheet.webp"
 CONFIGS = ("candidates", "comparisons", "ties", "lists")
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
@@ -47,7 +48,7 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
         "decisions": store.decisions().verdict.value_counts().to_dict(),
         "dropped": staged.dropped,
         "counts": _counts(stored.get("counts") or {}, pairs, staged),
-        "audit": [{"figure": key, "value": value} for key, value in _flat(facts.clean(audit))],
+        "audit": [{"figure": key, "value": value} for key, value in _flat(facts.clean(_few_aspects(audit)))],
         "warnings": warnings if isinstance(warnings, list) else [warnings],
         "verdict_tables": tables,
         "choosers": facts.choosers(store, spec),
@@ -121,6 +122,15 @@ def _counts(stored: Mapping[str, Any], pairs: int, staged: StagedDataset) -> lis
         gaps = {"smallest": min(staged.gaps), "10 %": tenths[0], "median": tenths[4], "90 %": tenths[8]}
         counts |= {f"score gap, {label}": value for label, value in (gaps | {"largest": max(staged.gaps)}).items()}
     return [{"": key, "number": value} for key, value in counts.items()]
+
+
+def _few_aspects(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the audit with the MOST_ASPECTS most frequent aspects; prompts with clauses may have thousands."""
+    counts = dict(audit.get("counts") or {})
+    if "pairs_by_aspect" in counts:
+        ranked = sorted(counts["pairs_by_aspect"].items(), key=lambda item: -item[1])
+        counts["pairs_by_aspect"] = dict(ranked[:MOST_ASPECTS])
+    return {**audit, "counts": counts}
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

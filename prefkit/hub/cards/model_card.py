@@ -123,7 +123,8 @@ def _adapter_shape(path: Path) -> dict[str, Any]:
             stored = json.loads((file.metadata() or {}).get("lora_adapter_metadata") or "{}")
     except (safetensors.SafetensorError, OSError, ValueError):
         return {}
-    values = {key.rpartition(".")[2]: value for key, value in stored.items()}
+    own = ((key, value) for key, value in stored.items() if not key.startswith("text_encoder"))  # the denoiser's
+    values = {key.rpartition(".")[2]: value for key, value in own}
     names = {"rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
     return {key: values[name] for key, name in names.items() if values.get(name)}
 

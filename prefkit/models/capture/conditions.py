@@ -95,11 +95,12 @@ def _samples_per_step(pipe: Any, denoiser: str, call: dict[str, Any]) -> list[in
     return counts
 
 
-def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
+def _run_until_stop(pipe: Any, call: dict[str, Any], gradients: bool = False) -> Any:
     generators = [torch.Generator("cpu").manual_seed(0) for _ in range(_samples(call))]
     try:
         with quiet(pipe):
-            run_pipeline(pipe, {"num_inference_steps": 4, "output_type": "pil", **call, "generator": generators})
+            settings = {"num_inference_steps": 4, "output_type": "pil", **call, "generator": generators}
+            run_pipeline(pipe, settings, gradients)
     except StopCall as stop:
         return stop.value
     finally:
@@ -107,10 +108,12 @@ def _run_until_stop(pipe: Any, call: dict[str, Any]) -> Any:
     raise CaptureError(f"{type(pipe).__name__}: the pipeline's call ended without calling denoiser and scheduler.")
 
 
-def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapping[str, Any]) -> Tree:
+def _arguments(
+    pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapping[str, Any], gradients: bool = False
+) -> Tree:
     """Return the condition of the first step, without running the denoiser. prompts: call arguments from find_call."""
     call = dict(base) | dict(wiring.no_guidance) | dict(prompts)
-    condition, x = _first_call(pipe, wiring, call)
+    condition, x = _first_call(pipe, wiring, call, gradients)
     argument = condition.pop(wiring.sample)
     del condition[wiring.time]
     if len(argument) != _samples(prompts):
@@ -128,7 +131,7 @@ def _arguments(pipe: Any, wiring: Wiring, prompts: Mapping[str, Any], base: Mapp
     return condition
 
 
-def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any], gradients: bool) -> tuple[dict[str, Any], Any]:
     """Return (arguments of the denoiser's first call, x_t if the pipeline has an extra input, else None).
 
     x_t is read from the first call of scheduler.step; until then, zeros replace the denoiser's output.
@@ -153,7 +156,7 @@ def _first_call(pipe: Any, wiring: Wiring, call: dict[str, Any]) -> tuple[dict[s
             if wiring.input in EXTRA_INPUT:
                 stack.enter_context(replaced(net, "forward", zeros))
                 stack.enter_context(replaced(pipe.scheduler, "step", step))
-            return _run_until_stop(pipe, call)
+            return _run_until_stop(pipe, call, gradients)
     finally:
         hook.remove()
 
@@ -246,14 +249,16 @@ def capture_conditions(
     height: int | None = None,
     width: int | None = None,
     call: Mapping[str, Any] | None = None,
+    gradients: bool = False,
 ) -> list[Tree]:
     """Return one condition per prompt, a Tree {argument name: value} with a batch size of 1.
 
     call: arguments of the pipeline's call. Guidance that is an input of the network keeps its value; classifier-free
-    guidance and negative prompts are left out. The denoiser is not run, so its weights need not be loaded.
+    guidance and negative prompts are left out. The denoiser is not run, so its weights need not be loaded. gradients:
+    record gradients with respect to the text encoders' weights, unless torch.no_grad is active.
     """
     base = call_of(pipe, call or {}, height, width)
-    return [_arguments(pipe, wiring, {"prompt": [prompt]}, base) for prompt in prompts]
+    return [_arguments(pipe, wiring, {"prompt": [prompt]}, base, gradients) for prompt in prompts]
 
 
 def collate(wiring: Wiring, trees: Sequence[Tree]) -> Tree:

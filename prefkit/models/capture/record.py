@@ -83,9 +83,14 @@ def check_call_arguments(pipe: Any, names: Iterable[str]) -> None:
         )
 
 
-def run_pipeline(pipe: Any, call: Mapping[str, Any]) -> Any:
-    """Run `pipe(**call)` without gradients. Raises CaptureError if the pipeline cannot work with these arguments."""
+def run_pipeline(pipe: Any, call: Mapping[str, Any], gradients: bool = False) -> Any:
+    """Run `pipe(**call)`. Raises CaptureError if the pipeline cannot work with these arguments.
+
+    gradients: record gradients if the caller does; the pipeline's call then runs without its torch.no_grad decorator.
+    """
     try:
+        if gradients:
+            return inspect.unwrap(type(pipe).__call__)(pipe, **call)
         with torch.no_grad():
             return pipe(**call)
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:

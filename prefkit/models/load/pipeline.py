@@ -335,9 +335,9 @@ def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> None:
 
 def text_adapter_error(component: str) -> TrainingError:
     return TrainingError(
-        f"an adapter in model.adapters also changes {component}, but prefkit trains and exports adapters for the "
-        "denoiser only. Fuse the adapter into the pipeline with diffusers (fuse_lora, save_pretrained), and set the "
-        "saved folder as model.base."
+        f"an adapter in model.adapters (or of train.NAME.start) also changes {component}. Only offline training with "
+        "lora.text_encoder: true can start from it. Set that, or fuse the adapter into the pipeline with diffusers "
+        "(fuse_lora, save_pretrained) and set the saved folder as model.base."
     )
 
 

@@ -10,7 +10,7 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            net.add_adapter(config, adapter_name=POLICY)
+            _add(net, config)
         except ValueError as error:  # peft's message prints the whole module and all supported types
             kind = re.match(r"Target module (\w+)", str(error))
             raise UsageError(
@@ -97,6 +97,19 @@ def add_lora(
                 f"in {', '.join(endings)}."
             ) from error
     return _train_only(net, [*start, POLICY])
+
+
+def _add(net: Any, config: Any) -> None:
+    """Add the trained adapter through peft; add_adapter of transformers 5.24 needs a peft that is not released yet."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(net, PreTrainedModel):
+        net.add_adapter(config, adapter_name=POLICY)
+        return
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, net, POLICY)
+    net._hf_peft_config_loaded = True
 
 
 def _linear_endings(net: Any) -> list[str]:
@@ -139,7 +152,7 @@ def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:
     before = active_adapters(net)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended here
-        net.add_adapter(_with_dropout(net.peft_config[start], dropout), adapter_name=POLICY)
+        _add(net, _with_dropout(net.peft_config[start], dropout))
     with torch.no_grad():
         for _, layer in lora_layers(net):
             if start not in layer.lora_A:
@@ -185,29 +198,55 @@ def load_lora_state(net: Any, state: dict[str, Tensor]) -> None:
             tensor.copy_(state[key])
 
 
-def export_adapter(net: Any, denoiser: str, folder: str | Path) -> Path:
-    """Write the active adapters to `folder`/pytorch_lora_weights.safetensors, with `denoiser` as the key prefix."""
+def export_adapter(net: Any, denoiser: str, folder: str | Path, text_encoders: Mapping[str, Any] | None = None) -> Path:
+    """Write the active adapters to `folder`/pytorch_lora_weights.safetensors, with component names as key prefixes.
+
+    text_encoders: component name -> text encoder whose adapters are written too.
+    """
     import safetensors.torch
 
-    names = active_adapters(net)
-    if len(names) == 1 and _as_configured(net, names[0]):
-        state, config = lora_state(net, names[0]), net.peft_config[names[0]]
-    else:
-        state, config = _joined(net, names)
-    config = _with_dropout(config, 0.0)  # otherwise, loading the file would enable dropout again
-    settings = {f"{denoiser}.{key}": value for key, value in config.to_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    for component, owner in {denoiser: net, **(text_encoders or {})}.items():
+        state, config = _portable(owner, *_active(owner)) if owner is not net else _active(owner)
+        tensors |= {f"{component}.{key}": value.detach().contiguous().cpu() for key, value in state.items()}
+        settings |= {f"{component}.{key}": value for key, value in config.to_dict().items()}
     described = json.dumps(
         settings, default=lambda v: sorted(v) if isinstance(v, (set, frozenset)) else str(v), sort_keys=True
     )
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / ADAPTER_FILE
-    safetensors.torch.save_file(
-        {f"{denoiser}.{key}": value.detach().contiguous().cpu() for key, value in state.items()},
-        path,
-        metadata={"format": "pt", "lora_adapter_metadata": described, NETWORK: _network(net)},
-    )
+    metadata = {"format": "pt", "lora_adapter_metadata": described, NETWORK: _network(net)}
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
     _sort_metadata(path)
     return path
+
+
+def _active(net: Any) -> tuple[dict[str, Tensor], Any]:
+    """Return the active adapters as one: (weights by name, configuration)."""
+    names = active_adapters(net)
+    if len(names) == 1 and _as_configured(net, names[0]):
+        state, config = lora_state(net, names[0]), net.peft_config[names[0]]
+    else:
+        state, config = _joined(net, names)
+    return state, _with_dropout(config, 0.0)  # otherwise, loading the file would enable dropout again
+
+
+def _portable(encoder: Any, state: dict[str, Tensor], config: Any) -> tuple[dict[str, Tensor], Any]:
+    """Return an adapter of a text encoder with names that all programs read.
+
+    Files name a CLIP layer text_model.PATH, but transformers 5 dropped `text_model` from CLIPTextModel. The
+    configuration names layers by the ends of their paths, which are the same in all versions.
+    """
+    start, changed = "text_model.", copy.copy(config)
+    changed.base_model_name_or_path = None  # a local folder
+    if not isinstance(config.target_modules, str):  # a string is a pattern
+        changed.target_modules = {name.removeprefix(start) for name in config.target_modules}
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = getattr(config, name) or {}
+        setattr(changed, name, {key.removeprefix("^").removeprefix(start): value for key, value in pattern.items()})
+    prefix = "" if hasattr(encoder, "text_model") else start
+    return {f"{prefix}{key}": value for key, value in state.items()}, changed
 
 
 def _sort_metadata(path: Path) -> None:

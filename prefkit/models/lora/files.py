@@ -2,8 +2,10 @@
 
 diffusers  the file that training writes: `unet.PATH.lora_A.weight`, with its configuration as metadata
 kohya      `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.lora_up.weight`, `.alpha`; for transformers, PATH is
-           that of the original code, which fuses some layers (lora/names.py)
-comfyui    for UNets, equal to kohya; for transformers, `transformer.PATH.lora_A.weight` without an alpha
+           that of the original code, which fuses some layers (lora/names.py). Layers of text encoders start with
+           `lora_te_` if the model is a UNet with one text encoder, else with `lora_te1_` or `lora_te2_`
+comfyui    for UNets, equal to kohya; for transformers, `transformer.PATH.lora_A.weight` without an alpha, and
+           `text_encoder.PATH.lora_A.weight`
 
 In kohya and comfyui, the weights are multiplied by the strength alpha / rank, and the new alpha is the rank.
 """
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.models.lora.names import COMFYUI, kohya_layers
+from prefkit.models.lora.names import COMFYUI, kohya_layers, text_layers
 from prefkit.store.checksums import check_folder
 from prefkit.store.files import write_whole
 from prefkit.store.litter import sweep_beside
@@ -87,10 +89,11 @@ def _converted(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str
         down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
         layers[module] = down, up, alpha_of(settings, net, path, len(down)) / len(down)
     factors = with_unit_strength(layers)
-    if all(module.startswith("unet.") for module in factors):
-        named = {f"lora_unet_{m.removeprefix('unet.').replace('.', '_')}": pair for m, pair in factors.items()}
+    denoiser = {module: pair for module, pair in factors.items() if not module.startswith("text_encoder")}
+    if all(module.startswith("unet.") for module in denoiser):
+        named = {f"lora_unet_{m.removeprefix('unet.').replace('.', '_')}": pair for m, pair in denoiser.items()}
     elif layout == "kohya":
-        paths = {module.partition(".")[2]: pair for module, pair in factors.items()}
+        paths = {module.partition(".")[2]: pair for module, pair in denoiser.items()}
         named = kohya_layers(paths, network or "network whose class the file does not name")
     elif network is not None and network not in COMFYUI:  # assume that an unnamed class is supported
         raise UsageError(
@@ -100,7 +103,9 @@ def _converted(layout: str, state: Mapping[str, Any], metadata: Mapping[str, str
     else:
         return {f"{m}.lora_{side}.weight": tensor for m, pair in factors.items() for side, tensor in zip("AB", pair)}
     tensors: dict[str, Any] = {}
-    for name, (down, up) in named.items():
+    text = {module: pair for module, pair in factors.items() if module not in denoiser}
+    unet = any(module.startswith("unet.") for module in denoiser)
+    for name, (down, up) in {**named, **text_layers(text, unet)}.items():
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = down.contiguous(), up.contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(len(down)))
     return tensors

@@ -125,6 +125,17 @@ def kohya_layers(layers: Mapping[str, tuple[Any, Any]], network: str) -> dict[st
     return {name: _block_diagonal(parts, fused[name]) for name, parts in factors.items()}
 
 
+def text_layers(layers: Mapping[str, tuple[Any, Any]], unet: bool) -> dict[str, tuple[Any, Any]]:
+    """Rename the layers of text encoders for kohya. layers: text_encoder[_N].PATH -> factors; unet: of a UNet model."""
+    numbered = not unet or any(module.startswith("text_encoder_2.") for module in layers)
+    named = {}
+    for module, pair in layers.items():
+        component, _, path = module.partition(".")
+        number = (component.removeprefix("text_encoder").removeprefix("_") or "1") if numbered else ""
+        named[f"lora_te{number}_{path.replace('.', '_')}"] = pair
+    return named
+
+
 def _block_diagonal(factors: Mapping[str, tuple[Any, Any]], parts: tuple[str, ...]) -> tuple[Any, Any]:
     """Return a fused layer's factors, built from those of its parts: down is stacked, up is block-diagonal."""
     if len(parts) == 1:

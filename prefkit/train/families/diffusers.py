@@ -34,6 +34,7 @@ class DiffusersFamily:
     encode_batch   number of images encoded at once; it is halved when the device runs out of memory
     inputs         call arguments that are read from each request (model.inputs); for the capture, they are read from
                    the request in the attribute `example`
+    text_encoder   text encoders are trained (train.NAME.lora.text_encoder), so adapters may change them
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class DiffusersFamily:
         call: Mapping[str, Any] | None = None,
         encode_batch: int = 8,
         inputs: Inputs | None = None,
+        text_encoder: bool = False,
     ) -> None:
         self.time_sampling, self.call = time_sampling, dict(call or {})
-        self.inputs = inputs
+        self.inputs, self.text_encoder = inputs, text_encoder
         self.encoding = AdaptiveBatchSize(
             encode_batch, "encoding by the VAE", hint="; the latents are the same", remedy=NO_ROOM
         )
@@ -71,7 +73,7 @@ class DiffusersFamily:
                 "capture."
             )
         self.pipe = load_pipeline(**model, parts=parts)
-        if model.get("adapters"):
+        if model.get("adapters") and not self.text_encoder:
             self._refuse_text_adapters()
         self.wiring = wiring or capture(self.pipe, call=self.call | self._inputs_of(self.example))
         self.net = getattr(self.pipe, self.wiring.denoiser)
@@ -88,18 +90,32 @@ class DiffusersFamily:
             for c in candidates
         ]
 
-    def conditions(self, requests: Sequence[Request], size: tuple[int, int]) -> list[Tree]:
-        """Return each request's condition: the denoiser's inputs except sample and time, at size (height, width)."""
+    def conditions(self, requests: Sequence[Request], size: tuple[int, int], gradients: bool = False) -> list[Tree]:
+        """Return each request's condition: the denoiser's inputs except sample and time, at size (height, width).
+
+        gradients: see capture_conditions.
+        """
         from prefkit.models.capture.conditions import capture_conditions
 
         def condition(r: Request) -> Tree:
-            call = self.call | self._inputs_of(r)
-            return capture_conditions(self.pipe, self.wiring, [r.prompt], height=size[0], width=size[1], call=call)[0]
+            settings: Any = {"height": size[0], "width": size[1], "call": self.call | self._inputs_of(r)}
+            return capture_conditions(self.pipe, self.wiring, [r.prompt], **settings, gradients=gradients)[0]
 
         offload = getattr(self.pipe, "sequential_offload", None)
         if offload is not None and self.inputs is not None:  # input images need the VAE, so all texts are encoded first
             self._encode_texts(offload, [functools.partial(condition, r) for r in requests])
         return [condition(r) for r in requests]
+
+    def text_encoders(self) -> dict[str, Any]:
+        """Return {component name: text encoder} of those that can have a LoRA; freeze all text encoders' weights."""
+        from torch.nn import Module
+
+        from prefkit.models.lora.text_encoders import encoders_of
+
+        for name, component in self.pipe.components.items():
+            if name.startswith("text_encoder") and isinstance(component, Module):
+                component.requires_grad_(False)
+        return encoders_of(self.pipe)
 
     def _encode_texts(self, offload: SequentialOffload, conditions: Sequence[Callable[[], Tree]]) -> None:
         """Encode and keep all prompts first, so that text encoders and VAE need not alternate for each request."""

@@ -141,7 +141,8 @@ class SampleEvaluation:
             offload=self.settings.offload,
             keep_denoiser=self.settings.offload != "none",
         )
-        setattr(pipe, loop.family.wiring.denoiser, net)
+        for name, component in {loop.family.wiring.denoiser: net, **loop.policy.text_encoders}.items():
+            setattr(pipe, name, component)
         sample = sampling(pipe, self.settings, Inputs(model.inputs, self.plan.store))
         autocast = partial(precision.autocast, self.config, loop.processes.device)
 

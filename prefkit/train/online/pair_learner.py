@@ -14,7 +14,7 @@ from prefkit.errors import UsageError
 from prefkit.models.trees import Tree, to_device
 from prefkit.output import warn
 from prefkit.pair.choose import choose_by, lacking, top_pairs
-from prefkit.pair.run import run_pair, settled
+from prefkit.pair.run import by_aspects, run_pair, settled
 from prefkit.store import Store
 from prefkit.train.data.batches import PairData, fill_conditions
 from prefkit.train.data.groups import groups_of
@@ -63,6 +63,11 @@ class PairChooser:
         if hasattr(strategy, "compared"):
             raise UsageError(
                 f"{where}.pair: {pair.use} needs comparisons by people or judges, but a round's samples are new. Use a "
+                "strategy that uses scores, such as topk_bottomk."
+            )
+        if by_aspects(strategy):
+            raise UsageError(
+                f"{where}.pair: {pair.use} needs the aspects of stored scores, which a round's samples lack. Use a "
                 "strategy that uses scores, such as topk_bottomk."
             )
         needs = getattr(strategy, "needs", 2)

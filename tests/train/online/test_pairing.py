@@ -25,7 +25,7 @@ QUICK = {"generate": {"steps": 2, "height": 16, "width": 16}}
 STRATEGIES = sorted(
     path.stem
     for path in (Path(prefkit.__file__).parent / "pair" / "strategies").glob("*.py")
-    if path.stem not in ("__init__", "comparisons")
+    if path.stem not in ("__init__", "comparisons", "one_aspect")
 )
 OPTIONS = {"margin": {"min_gap": 0.01}, "consensus": {"m": 1}}
 TWO = {"size": 1.0, "red": 0.5}
@@ -112,6 +112,7 @@ def test_without_an_entry_the_best_reward_meets_the_worst_in_each_group():
     ("pair", "changes", "told"),
     [
         (Pair(use="comparisons"), {}, "comparisons needs comparisons by people or judges"),
+        (Pair(use="one_aspect"), {}, "one_aspect needs the aspects of stored scores"),
         (Pair(use="topk_bottomk", options={"k": 2}), {"samples": 2}, "topk_bottomk needs 4 samples per request"),
         (Pair(use="consensus"), {}, "m is 2; it must be from 1 to 1"),
         (Pair(weights={"taste": 1.0}), {}, "no score is called taste"),
