@@ -7,7 +7,7 @@ a single fault (another item, one garment more or less, another colour, another 
 Precision: of the images (or conditions) that the scorer calls right, the fraction that is right. Recall: of the right
 ones, the fraction that the scorer calls right. `--detector boxes` leaves out the masks; `--texts published` names
 colours by GenEval's texts instead of `a {colour} {name}`, although the embedded CLIP does not know all of their words;
-`--blur` applies a Gaussian blur of this radius in px, as soft as what a decoder makes. A value without any image to
+`--blur` applies a Gaussian blur of this radius in px, to resemble a decoder's output. A value without any image to
 measure it on is nan. One minute on one core.
 """
 

@@ -470,6 +470,13 @@ def test_build_refuses_changed_and_missing_files(judges, releases, capsys):
         assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("text", ["0", "x", "-1"])
+def test_a_program_needs_a_batch_of_at_least_one(judges, text, capsys):
+    with pytest.raises(SystemExit):
+        judges.hpsv3.main([f"--batch={text}"])
+    assert f"'{text}' is not a whole number from 1" in capsys.readouterr().err
+
+
 def test_build_without_network_names_from(judges, monkeypatch, capsys):
     def fail(*given, **options):
         raise http.client.IncompleteRead(b"")
