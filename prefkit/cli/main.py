@@ -15,8 +15,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from prefkit import distributed, interrupts, output
-from prefkit.cli import shard
+from prefkit import distributed, engines, interrupts, output
+from prefkit.cli import engine, shard
 from prefkit.errors import PrefkitError, TooManyFailures, UsageError
 
 VERBS = {
@@ -41,7 +41,7 @@ VERBS = {
 STAGES = ("generate", "score", "compare", "pair", "train", "eval")
 #: verbs whose work all processes of a launch share; only rank 0 runs the other verbs
 SHARED = ("generate", "score", "pair", "train", "eval", "fit", "run")
-#: verbs with --shard
+#: verbs with --shard and, as `run`, with --engine
 SHARDED = ("generate", "score", "eval")
 NOTES = {
     "compare": "flip_rate: fraction of pairs whose verdict changes with the order; "
@@ -85,6 +85,8 @@ def run(argv: list[str]) -> int:
             return _command(argv)
         except BaseException as error:  # a plug-in may call sys.exit
             return _failed(error)
+        finally:
+            engines.use(None)
 
 
 def _command(argv: list[str]) -> int:
@@ -162,6 +164,7 @@ def verb(name: str, argv: list[str]) -> int:
     known, flags = parse(name, argv)
     output.quiet = known.quiet
     distributed.use_shard(None)
+    engine.use(known)
     if getattr(known, "shard", None) is not None:
         shard.use(name, known)
     processes = distributed.group()
@@ -220,6 +223,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         verb_module("score_serve").arguments(parser)
     if name in SHARDED:
         add("--shard", metavar="I/N", help=shard.HELP)
+    if name in (*SHARDED, "run"):
+        engine.arguments(parser, positive)
     if name in ("train", "run"):
         add("--controls", action="store_true", help="train controls too: SFT on winners, DPO on randomly flipped pairs")
     if hasattr(module, "arguments"):

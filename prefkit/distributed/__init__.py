@@ -111,7 +111,7 @@ class Group:
             value = work()
         except Exception as error:
             self._leading = False
-            self.broadcast({"error": _described(error)})
+            self.broadcast({"error": described(error)})
             raise
         finally:
             self._leading = False
@@ -125,7 +125,7 @@ class Group:
         try:
             message: dict[str, Any] = {"value": work()}
         except Exception as error:
-            self.gather({"error": _described(error)})
+            self.gather({"error": described(error)})
             raise
         return [_result(each) for each in self.gather(message)]
 
@@ -192,7 +192,8 @@ def owner(key: str, count: int) -> int:
     return int.from_bytes(sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") % count
 
 
-def _described(error: Exception) -> dict[str, Any]:
+def described(error: Exception) -> dict[str, Any]:
+    """Return an error as a dict, from which `revived` makes an error in another process."""
     state = vars(error) if isinstance(error, PrefkitError) else {}
     return {"kind": type(error).__name__, "text": str(error), "code": getattr(error, "exit_code", 1), "state": state}
 
@@ -201,15 +202,22 @@ def _result(message: dict[str, Any]) -> Any:
     """Return the value in another process's message, or raise the error in it, marked as reported elsewhere."""
     if "error" not in message:
         return message["value"]
-    name, text, code, state = (message["error"][key] for key in ("kind", "text", "code", "state"))
+    error = revived(message["error"])
+    error.elsewhere = True
+    raise error
+
+
+def revived(error: dict[str, Any]) -> PrefkitError:
+    """Return the error that `described` has described: of the same class, or a ProcessError."""
+    name, text, code, state = (error[key] for key in ("kind", "text", "code", "state"))
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, PrefkitError):
-        error: PrefkitError = kind.__new__(kind, text)  # without __init__: `state` holds all attributes
-        vars(error).update(state)
+        same: PrefkitError = kind.__new__(kind, text)  # without __init__: `state` holds all attributes
+        vars(same).update(state)
     else:
-        error = ProcessError(f"{name}: {text}")
-    error.exit_code, error.elsewhere = code, True
-    raise error
+        same = ProcessError(f"{name}: {text}")
+    same.exit_code = code
+    return same
 
 
 # -- this process's group ---------------------------------------------------------------------------------------------
@@ -270,17 +278,31 @@ def _at_exit() -> None:
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------
+_elsewhere = False
+
+
+@contextmanager
+def devices_elsewhere() -> Iterator[None]:
+    """Context in which a GPU counts as present: other machines, which check it again, will do the work."""
+    global _elsewhere
+    before, _elsewhere = _elsewhere, True
+    try:
+        yield
+    finally:
+        _elsewhere = before
+
+
 def check_device(wanted: str) -> None:
     """Raise UsageError for a device that torch does not know or this machine does not have."""
     import torch
 
     kind, _, index = wanted.partition(":")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cpu": True, "cuda": _elsewhere or torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind not in available or (index and not index.isdigit()):
         raise UsageError(f"unknown device {wanted!r}; choose cpu, cuda or mps.")
     if not available[kind]:
         raise UsageError(f"device {wanted!r}: torch finds no {kind} here. Remove `device`, or set it to cpu.")
-    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+    if kind == "cuda" and index and not _elsewhere and int(index) >= torch.cuda.device_count():
         raise UsageError(
             f"device {wanted!r}: this process has {torch.cuda.device_count()} GPUs, numbered from 0. Use cuda."
         )
@@ -292,7 +314,8 @@ def device_of(wanted: str | None) -> str:
 
     if wanted:
         check_device(wanted)
-    kind = wanted or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    cuda = _elsewhere or torch.cuda.is_available()
+    kind = wanted or ("cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu")
     return f"cuda:{_local_gpu()}" if kind == "cuda" else kind
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefkit.config import Eval, Generate, Model, Recipe, compatibility, content, plain
 from prefkit.distributed import device_of, group
+from prefkit.engines import for_workers
 from prefkit.errors import FingerprintError, UsageError
 from prefkit.evaluate import arena, people, sets, tiers
 from prefkit.evaluate.aspects import aspect_table, compare_aspects
@@ -107,6 +108,7 @@ def _ids(requests: dict[str, list[Request]]) -> dict[str, list[str]]:
     return {set_name: [request.request_id for request in members] for set_name, members in requests.items()}
 
 
+@for_workers
 def check(recipe: Recipe, name: str) -> tuple[Eval, str, Generate, dict[str, dict[str, Any]]]:
     """Check the recipe; return (eval settings, generator name, generator settings, scorer specs). Raises UsageError."""
     _check_entry(recipe, name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit import registry
 from prefkit.config import Generate, Model, content
 from prefkit.distributed import device_of
+from prefkit.engines import for_workers
 from prefkit.errors import PluginError, UsageError
 from prefkit.generate.inputs import Inputs
 from prefkit.images import storable
@@ -60,6 +61,7 @@ def generator_spec(model: Model, settings: Generate) -> dict[str, Any]:
     }
 
 
+@for_workers
 def check_generator(model: Model, settings: Generate) -> None:
     """Check a generator's settings without loading weights. Raises UsageError, PluginError."""
     if settings.use == "mesh":

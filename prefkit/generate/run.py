@@ -7,9 +7,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
+from prefkit import engines
 from prefkit.config import Generate, Model, Recipe, bounds, compatibility
+from prefkit.config.reader import set_background
 from prefkit.distributed import Group, group
 from prefkit.errors import PrefkitError, StoreError, UsageError
 from prefkit.generate.generators import (
@@ -39,6 +42,23 @@ REMEDY = "Use another name under generate."
 FORMATS = ("png", "webp")
 OUTCOMES = ("made", "failed", "flagged")
 Job = tuple[Request, int, int, str]  # request, index, seed, candidate id
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The jobs of one call of the generator. done: ids of those whose candidates exist, which are not written again.
+
+    The first batch of a process has two duties: prompts: all prompts, to count those that the text encoders truncate.
+    fresh: True if the table has no candidates; it is an error if then the whole batch fails.
+    """
+
+    jobs: list[Job]
+    done: set[str]
+    prompts: Sequence[str] = ()
+    fresh: bool = False
+
+    def __len__(self) -> int:
+        return len(self.jobs)
 
 
 def sync_requests(store: Store, recipe: Recipe) -> list[Request]:
@@ -113,6 +133,7 @@ def model_of(store: Store, recipe: Recipe, settings: Generate) -> Model:
     return recipe.model if settings.model is None else trained_model(store.folder, recipe.model, settings.model)
 
 
+@engines.for_workers
 def check(name: str, recipe: Recipe) -> None:
     """Raise UsageError for invalid settings. Reads no files."""
     settings = recipe.generate[name]
@@ -163,25 +184,18 @@ def run_generate(
         batches = own_batches(jobs, settings.batch_size)
         if processes.sharded:
             jobs = [job for batch in batches for job in batch]
-        batches = [batch for batch in batches if any(job[3] not in done for job in batch)]
+        units = [Batch(batch, done.intersection(job[3] for job in batch)) for batch in batches]
+        units = [unit for unit in units if len(unit.done) < len(unit)]
         counts = processes.broadcast({"wanted": len(jobs), "present": sum(job[3] in done for job in jobs)})
         missing = counts["wanted"] - counts["present"]
         if missing:
             note(f"generate {name}: {missing} candidates to make, in batches of {settings.batch_size}")
-
-        def make() -> dict[str, Any]:
-            made: dict[str, Any] = dict.fromkeys(OUTCOMES, 0)
-            if not batches:
-                return made
-            model = model_of(store, recipe, settings)
-            call = open_generator(model, settings, Inputs(model.inputs, inputs or store))
-            made |= _count_truncated(name, call, jobs)
-            start = time.monotonic()
-            _generate_batches(table, batches, done, call, settings, made, counts["present"])
-            return made | {"seconds": round(time.monotonic() - start, 2)}
-
-        counts |= _total(processes.each(make))
-        see(table.folder, processes.gather, processes.broadcast)
+        if units:
+            prompts = list({job[0].prompt for job in jobs})
+            units[0] = replace(units[0], prompts=prompts, fresh=not counts["present"])
+        made = processes.each(lambda: _make(table, recipe, name, units, (store, inputs or store)))
+        counts |= _total(made)
+        see(table.folder, processes.gather, processes.broadcast, made[0]["parts"])
         if missing:
             processes.lead(lambda: note_pace(table.folder, counts["made"], counts.get("seconds", 0.0)))
         if counts["flagged"]:
@@ -212,30 +226,71 @@ def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _count_truncated(name: str, call: Any, jobs: Sequence[Job]) -> dict[str, int]:
-    """Warn about prompts that the text encoders truncate, and count them. call: the function from open_generator."""
-    prompts = list({job[0].prompt for job in jobs})
-    count, limit = getattr(call, "too_long", lambda _: (0, 0))(prompts)
-    if not count:
-        return {}
-    from prefkit.models.long_prompts import truncation_warning
+def _make(table: Table, recipe: Recipe, name: str, units: list[Batch], stores: tuple[Store, Store]) -> dict[str, Any]:
+    """Make the batches by the current engine. Returns counts, seconds and the names of the new parts.
 
-    warn(truncation_warning(f"generate {name}", count, len(prompts), limit, getattr(call, "remedy", "")))
-    return {"long_prompts": count}
+    stores: the run, and the run whose inputs/ table holds the input images.
+    """
+    made: dict[str, Any] = dict.fromkeys(OUTCOMES, 0) | {"parts": []}
+    engine = engines.current()
+
+    def keep(done: Sequence[Batch], result: dict[str, Any] | engines.Lost) -> None:
+        if isinstance(result, engines.Lost):
+            result = _write_lost(table, recipe.generate[name], done, result.reason)
+        for key, value in result.items():
+            made[key] = made[key] + value if key in made else value
+
+    if units:
+        arguments = (table, recipe, name, *stores)
+        engine.spread(engines.Work(f"generate {name}", Maker, arguments, recipe.generate[name].device), units, keep)
+        made["seconds"] = round(made.get("seconds", 0.0) / engine.width, 2)
+    return made
+
+
+def _write_lost(table: Table, settings: Generate, units: Sequence[Batch], reason: str) -> dict[str, Any]:
+    """Write a row with the reason for each candidate of batches that no worker could make. Returns counts."""
+    jobs = [job for unit in units for job in unit.jobs if job[3] not in unit.done]
+    error = {"error": reason}
+    table.append([candidate_row(to_candidate(job, error, settings)) for job in jobs])
+    return {"failed": len(jobs)}
+
+
+class Maker:
+    """A worker that holds a generator, and appends the candidates that it makes to the table."""
+
+    def __init__(self, table: Table, recipe: Recipe, name: str, store: Store, inputs: Store) -> None:
+        set_background(recipe.background)
+        self.table, self.name, self.settings = table, name, recipe.generate[name]
+        model = model_of(store, recipe, self.settings)
+        self.call = open_generator(model, self.settings, Inputs(model.inputs, inputs))
+
+    def do(self, units: Sequence[Batch]) -> dict[str, Any]:
+        """Make the candidates. Returns counts, seconds and the names of the new parts."""
+        counts: dict[str, Any] = dict.fromkeys(OUTCOMES, 0)
+        before = len(self.table.written)
+        counts |= self._count_truncated(units[0].prompts)
+        start = time.monotonic()
+        _generate_batches(self.table, units, self.call, self.settings, counts)
+        return counts | {"seconds": time.monotonic() - start, "parts": self.table.written[before:]}
+
+    def _count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
+        """Warn about prompts that the text encoders truncate, and count them."""
+        count, limit = getattr(self.call, "too_long", lambda _: (0, 0))(prompts)
+        if not count:
+            return {}
+        from prefkit.models.long_prompts import truncation_warning
+
+        remedy = getattr(self.call, "remedy", "")
+        warn(truncation_warning(f"generate {self.name}", count, len(prompts), limit, remedy))
+        return {"long_prompts": count}
 
 
 def _generate_batches(
-    table: Table,
-    batches: list[list[Job]],
-    done: set[str],
-    call: Any,
-    settings: Generate,
-    counts: dict[str, Any],
-    present: int,
+    table: Table, batches: Sequence[Batch], call: Any, settings: Generate, counts: dict[str, Any]
 ) -> None:
     """Generate and encode candidates, and write them to the table every FLUSH_ROWS rows or FLUSH_SECONDS.
 
-    present: number of existing candidates. If there are none and the whole first batch fails, raises PrefkitError.
+    call: the function from open_generator. Raises PrefkitError if a whole `fresh` batch fails.
     """
     waiting: list[Future[Candidate]] = []
     written, size = time.monotonic(), settings.batch_size
@@ -249,14 +304,14 @@ def _generate_batches(
 
     with ThreadPoolExecutor(2) as pool, Progress(f"generate {table.folder.name}", sum(map(len, batches))) as progress:
         try:
-            for number, batch in enumerate(batches):
-                results, size = answer(call, batch, size)
+            for batch in batches:
+                results, size = answer(call, batch.jobs, size)
                 futures = [
                     pool.submit(to_candidate, job, result, settings)
-                    for job, result in zip(batch, results)
-                    if job[3] not in done
+                    for job, result in zip(batch.jobs, results)
+                    if job[3] not in batch.done
                 ]
-                if not number and not present:
+                if batch.fresh:
                     first = [future.result() for future in futures]
                     if all(outcome(c) == "failed" for c in first):  # before anything is written
                         raise PrefkitError(

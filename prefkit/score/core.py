@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from prefkit import registry
-from prefkit.config import plugin_options
+from prefkit.config import Recipe, bounds, plugin_options
 from prefkit.errors import PluginError, PrefkitError, UsageError
 from prefkit.models.memory import AdaptiveBatchSize, free_memory, out_of_memory
 from prefkit.paths import read_regular
 from prefkit.plugin_guard import copies, error_summary, error_text, guarded, is_own
 from prefkit.score.contract import check_attributes, checked, row_of, scores_of
 from prefkit.score.declare import declared
+from prefkit.score.licence import check_licence
 from prefkit.types import Candidate, Score, Scorer, ScorerSpec
 
 DECLARED = (
@@ -88,6 +89,15 @@ def make_scorer(use: str, options: Mapping[str, Any], where: str = "") -> Any:
         scorer = plugin(checked_options)
     if not is_own(plugin):
         check_attributes(scorer, f"scorer {use}")
+    return scorer
+
+
+def scorer_of(recipe: Recipe, name: str) -> Any:
+    """Create the scorer of `recipe.score[name]` without loading weights. Raises UsageError for invalid settings."""
+    settings = recipe.score[name]
+    bounds.check(settings, f"score.{name}")
+    scorer = make_scorer(settings.use, settings.options, f"score.{name}")
+    check_licence(scorer, settings.accept_license, f"score.{name}")
     return scorer
 
 

@@ -51,6 +51,7 @@ class Job:
     first_error: str = ""
     failure: PrefkitError | None = None
     begun: bool = False  # True if some candidates, including those of other processes, had values before
+    written: list[str] = field(default_factory=list)  # names of the parts that other machines have written
 
     def __post_init__(self) -> None:
         self.batch_size = AdaptiveBatchSize(who=f"score {self.name}")
@@ -83,8 +84,7 @@ class Job:
         encoder = getattr(self.scorer, "encoder", None)
         if isinstance(encoder, Encoder) and encoder.cut:
             self.counts["long_prompts"] = len(encoder.cut)
-            length = encoder.network.inner.length
-            warn(truncation_warning(f"score {self.name}", len(encoder.cut), len(encoder.read), length))
+            warn(truncation_warning(f"score {self.name}", len(encoder.cut), len(encoder.read), encoder.length))
         scorer, self.scorer = self.scorer, None
         close(scorer, f"score {self.name}: {self.settings.use}")
 
@@ -159,16 +159,21 @@ def call_size(scorer: Any, batch_size: int) -> int:
 def run_passes(store: Store, jobs: Sequence[Job]) -> None:
     """Run all jobs in as few passes as their scorers and the device's memory allow."""
     for together in loaded(jobs):
-        start, before = time.monotonic(), sum(job.seconds for job in together)
         try:
-            (_overlapped if together[0].concurrency > 1 else _one_pass)(store, together)
+            run_pass(together, _chunks(store, together, set().union(*(job.todo for job in together))))
         finally:
             for job in together:
                 job.drop()
-        # the time for reading and decoding is divided equally among the jobs
-        shared = time.monotonic() - start - (sum(job.seconds for job in together) - before)
-        for job in together:
-            job.seconds += shared / len(together)
+
+
+def run_pass(jobs: list[Job], chunks: Iterator[list[Candidate]]) -> None:
+    """Run jobs with loaded scorers over chunks of candidates."""
+    start, before = time.monotonic(), sum(job.seconds for job in jobs)
+    (_overlapped if jobs[0].concurrency > 1 else _one_pass)(jobs, chunks)
+    # the time for reading and decoding is divided equally among the jobs
+    shared = time.monotonic() - start - (sum(job.seconds for job in jobs) - before)
+    for job in jobs:
+        job.seconds += shared / len(jobs)
 
 
 def loaded(jobs: Sequence[Job]) -> Iterator[list[Job]]:
@@ -205,10 +210,10 @@ def memory_free(device: str) -> float:
     return memory.available / memory.total
 
 
-def _one_pass(store: Store, jobs: list[Job]) -> None:
+def _one_pass(jobs: list[Job], chunks: Iterator[list[Candidate]]) -> None:
     live = jobs
     with _progress(jobs) as progress:
-        for chunk in _decoded(store, jobs):
+        for chunk in _decoded(jobs, chunks):
             for job in live:
                 job.score(chunk)
             live = [job for job in live if job.failure is None]
@@ -217,12 +222,12 @@ def _one_pass(store: Store, jobs: list[Job]) -> None:
             progress.update(len(chunk))
 
 
-def _overlapped(store: Store, jobs: list[Job]) -> None:
+def _overlapped(jobs: list[Job], chunks: Iterator[list[Candidate]]) -> None:
     """Run one job with concurrent calls, and write its rows in the order of the candidates."""
     (job,) = jobs
     width, start = job.concurrency, time.monotonic()
     with _progress(jobs) as progress:
-        parts = (part for chunk in _decoded(store, jobs) for part in job.parts(chunk))
+        parts = (part for chunk in _decoded(jobs, chunks) for part in job.parts(chunk))
         try:
             for part, scores in in_order(job.call, parts, width, AHEAD * width):
                 job.keep(part, scores)
@@ -246,9 +251,8 @@ def _progress(jobs: list[Job]) -> Iterator[Progress]:
         job.settle()
 
 
-def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
+def _decoded(jobs: list[Job], chunks: Iterator[list[Candidate]]) -> Iterator[list[tuple[str, Any]]]:
     """Yield chunks of (id, decoded candidate), with a failed Score for a candidate that cannot be decoded."""
-    chunks = _chunks(store, jobs, set().union(*(job.todo for job in jobs)))
     if all(getattr(job.scorer, "sends_files", False) for job in jobs):  # these scorers send the stored bytes
         yield from ([(c.id, c) for c in chunk] for chunk in chunks)
         return
@@ -265,14 +269,27 @@ def _decoded(store: Store, jobs: list[Job]) -> Iterator[list[tuple[str, Any]]]:
 
 def _chunks(store: Store, jobs: list[Job], todo: set[str]) -> Iterator[list[Candidate]]:
     """Yield the candidates to score in chunks of one request (scope within_request) or of the largest batch size."""
-    everywhere = any(not job.generators for job in jobs)
-    generators = [] if everywhere else list(dict.fromkeys(name for job in jobs for name in job.generators))
-    payload = any("payload" in job.scorer.requires for job in jobs)
-    columns = [name for name in candidate_schema().names if name != "payload" or payload]
+    generators, columns = generators_of(jobs), columns_of(jobs)
     if jobs[0].scorer.scope == "within_request":
         yield from by_request(store, generators, todo, columns)
         return
-    size = max(job.settings.batch_size for job in jobs)
+    size = chunk_size(jobs)
     candidates = store.iter_candidates(generators, todo, columns)
     while chunk := list(islice(candidates, size)):
         yield chunk
+
+
+def chunk_size(jobs: Sequence[Job]) -> int:
+    return max(job.settings.batch_size for job in jobs)
+
+
+def generators_of(jobs: Sequence[Job]) -> list[str]:
+    """Return the generators whose candidates the jobs score; [] for all."""
+    everywhere = any(not job.generators for job in jobs)
+    return [] if everywhere else list(dict.fromkeys(name for job in jobs for name in job.generators))
+
+
+def columns_of(jobs: Sequence[Job]) -> list[str]:
+    """Return the columns of candidates that the scorers need."""
+    payload = any("payload" in job.scorer.requires for job in jobs)
+    return [name for name in candidate_schema().names if name != "payload" or payload]

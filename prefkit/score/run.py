@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from prefkit.config import Recipe, Score, bounds
+from prefkit import engines
+from prefkit.config import Recipe, Score
 from prefkit.distributed import check_device, group
 from prefkit.errors import NotYet, PluginError, PrefkitError, UsageError
 from prefkit.images import Background
 from prefkit.models.precision import check_dtype
 from prefkit.output import note, shell_quoted, warn
 from prefkit.score.contract import spec_of
-from prefkit.score.core import check_requires, close, make_scorer
-from prefkit.score.licence import check_licence
+from prefkit.score.core import check_requires, close, scorer_of
 from prefkit.score.passes import Job, run_passes
+from prefkit.score.pool import run_in_pool
 from prefkit.store import Store
 from prefkit.store.table import Table, note_pace, see
 
@@ -53,13 +54,13 @@ def run_scores(
         for job in jobs:
             locks.callback(job.drop)
         try:
-            shares = processes.each(lambda: _score(store, jobs, failures))
+            shares = processes.each(lambda: _score(store, recipe, jobs, failures))
         except PrefkitError:
             for job in jobs if processes.main and not processes.sharded else ():
                 job.table.discard_empty()
             raise
         for job in jobs:
-            see(job.table.folder, processes.gather, processes.broadcast)
+            see(job.table.folder, processes.gather, processes.broadcast, job.written)
         counts = {job.name: _total([share[job.name] for share in shares]) for job in jobs}
         if processes.main:
             for job in jobs:
@@ -67,14 +68,19 @@ def run_scores(
     return counts
 
 
-def _score(store: Store, jobs: Sequence[Job], failures: Sequence[PrefkitError]) -> dict[str, dict[str, Any]]:
+def _score(
+    store: Store, recipe: Recipe, jobs: Sequence[Job], failures: Sequence[PrefkitError]
+) -> dict[str, dict[str, Any]]:
     """Score this process's share. After all jobs have ended, raises the first error of `failures` or of a job."""
     busy = [job for job in jobs if job.todo]
     for job in busy:
         _check_ready(store, job)
     for job in busy:
         note(f"score {job.name}: {len(job.todo)} candidates with {job.settings.use}")
-    run_passes(store, busy)
+    if engines.current().remote:
+        run_in_pool(store, recipe, busy)
+    else:
+        run_passes(store, busy)
     for job in busy:
         job.counts["seconds"] = round(job.seconds, 2)
         if job.failure is None and not sum(job.counts[k] for k in ("present", "scored", "failed")):
@@ -100,15 +106,6 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> Job:
     if job.todo:
         _check_ready(store, job)
     return job
-
-
-def scorer_of(recipe: Recipe, name: str) -> Any:
-    """Create the scorer without loading weights. Raises UsageError for invalid settings."""
-    settings = recipe.score[name]
-    bounds.check(settings, f"score.{name}")
-    scorer = make_scorer(settings.use, settings.options, f"score.{name}")
-    check_licence(scorer, settings.accept_license, f"score.{name}")
-    return scorer
 
 
 def spec_from(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -172,6 +169,7 @@ def _nothing(store: Store) -> UsageError:
     return NotYet(text, "generate")
 
 
+@engines.for_workers
 def _check_ready(store: Store, job: Job) -> None:
     first = next(store.iter_candidates(job.generators, job.todo), None)
     if first is not None:  # None: the file with the candidate turned out to be damaged

@@ -87,7 +87,7 @@ def by_request(
     A request with a candidate in a damaged part is skipped, because some scores depend on all its candidates.
     """
     requests = {r.request_id: r for r in store.requests()}
-    wanted = _positions(store, generators, ids)
+    wanted = places_by_request(store, generators, ids)
     unread = Counter(path for positions in wanted.values() for path, _ in positions)
     cursors: dict[Path, Cursor] = {}  # the most recently used one last
     images = store.input_images()
@@ -122,7 +122,7 @@ def by_request(
         del rows  # so that memory never holds the images of two requests
 
 
-def _positions(store: Store, generators: Sequence[str], ids: set[str]) -> dict[str, list[tuple[Path, int]]]:
+def places_by_request(store: Store, generators: Sequence[str], ids: set[str]) -> dict[str, list[tuple[Path, int]]]:
     """Return {request id: [(part, row index) of each candidate]}."""
     latest_rows = locate([store.candidates(name) for name in generators or store.names("candidates")], ids)
     positions: dict[str, list[tuple[Path, int]]] = {}

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ class Table:
         self.folder, self.schema = folder, schema
         self._newest: int | None = None  # the highest number of a part that this object has listed or written
         self._claimed: dict[str, Any] | None = None  # the settings in spec.json when this object claimed the table
+        self.written: list[str] = []  # names of the parts that `append` has written
 
     def parts(self) -> list[Path]:
         paths = sorted(self.folder.glob("part-*.parquet"))
@@ -48,7 +49,8 @@ class Table:
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as one new part. A row replaces rows with the same id in earlier parts."""
         if rows:
-            self.write(f"part-{self._next()}-{unique()}.parquet", rows)
+            self.written.append(f"part-{self._next()}-{unique()}.parquet")
+            self.write(self.written[-1], rows)
 
     def write(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as the part with this file name, atomically; an earlier part of this name is replaced.
@@ -153,19 +155,21 @@ class Table:
                 self.folder.rmdir()
 
 
-def see(folder: Path, gather: Callable[[Any], list[Any]], broadcast: Callable[[Any], Any]) -> None:
-    """Wait until every process of a launch lists the parts of a table that any process lists.
+def see(
+    folder: Path, gather: Callable[[Any], list[Any]], broadcast: Callable[[Any], Any], others: Iterable[str] = ()
+) -> None:
+    """Wait until every process of a launch lists the parts of a table that any process lists, and the parts `others`.
 
     gather, broadcast: those of the launch's Group. Raises StoreError in all processes after LATE seconds.
     """
     names = gather([path.name for path in folder.glob("part-*.parquet")])
-    wanted = {name for own in names for name in own}
+    wanted = {name for own in names for name in own}.union(others)
     end, pause = time.monotonic() + LATE, 0.05
     while missing := [name for name in gather(_unlisted(folder, wanted)) if name]:
         if broadcast(time.monotonic() > end):
             raise StoreError(
-                f"a process does not see {folder / missing[0]}, which another process has written. All machines of a "
-                "launch must share the run folder."
+                f"a process does not see {folder / missing[0]}, which another process has written. All machines must "
+                "share the run folder."
             )
         time.sleep(pause)
         pause = min(2 * pause, 2.0)

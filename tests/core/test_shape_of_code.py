@@ -30,6 +30,7 @@ LEVELS = [
     {"tiny"},
     {"config"},
     {"distributed"},
+    {"engines"},
     {"models", "mesh"},
     {"hub"},
     {"pair"},

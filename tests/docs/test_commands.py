@@ -37,6 +37,8 @@ PARSED = {
     "prefkit score --serve": "does not end; tests/score/test_serve.py runs it",
     "prefkit serve": "does not end; tests/human/test_live.py runs it",
     "prefkit generate runs/x --shard": "one of eight workers; tests/docs/test_workers.py runs such workers",
+    "prefkit generate runs/x --engine": "needs Ray; tests/engines/test_ray.py",
+    "prefkit run -r recipe.yaml --engine": "needs Ray; tests/engines/test_ray.py",
     "prefkit sync": "needs an object store; tests/hub/test_sync.py syncs with folders",
     "prefkit push fitted/": "needs a fitted scorer; tests/hub/test_push_fit.py",
     "prefkit score runs/x --use vbpr": "needs a scorer on the Hub; tests/hub/test_push_fit.py",

@@ -18,7 +18,7 @@ from prefkit.errors import UsageError
 from prefkit.images import Background
 from prefkit.models.load.snapshot import on_hub
 from prefkit.score.embed import classifiers
-from prefkit.types import Candidate, Score
+from prefkit.types import Candidate, Score, digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,8 +65,9 @@ class Encoder:
             raise UsageError(f"`revision` is for a Hub id, but `model` is {model}. Remove `revision`.")
         self.resize, self.openai = resize, openai
         self.network: Any = None
-        self.read: set[int] = set()  # hashes of all texts that were encoded; `cut`: of those that were truncated
-        self.cut: set[int] = set()
+        self.read: set[str] = set()  # digests of all texts that were encoded; `cut`: of those that were truncated
+        self.cut: set[str] = set()
+        self.length = 0  # tokens of a text that the network reads
         if classifiers.is_classifier(model):
             if needs_text:
                 raise UsageError(
@@ -179,11 +180,12 @@ class Encoder:
         return _unit(self.network.texts.rows(texts, lambda new: self.network.inner.texts([texts[i] for i in new])))
 
     def _count(self, texts: Sequence[str]) -> None:
-        new = list({text for text in texts if hash(text) not in self.read})
-        self.read |= {hash(text) for text in new}
+        new = {key: text for text in texts if (key := digest(text)) not in self.read}
+        self.read |= new.keys()
         network = self.network.inner
-        tokens = network.tokens(new) if new else []
-        self.cut |= {hash(text) for text, length in zip(new, tokens, strict=True) if length > network.length}
+        tokens = network.tokens(list(new.values())) if new else []
+        self.length = network.length
+        self.cut |= {key for key, length in zip(new, tokens, strict=True) if length > network.length}
 
     def cosines(self, batch: Sequence[Candidate], texts: Sequence[str]) -> Tensor:
         """Return the cosine of candidate i with text i, for all i: [B] float32."""
