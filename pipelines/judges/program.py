@@ -28,9 +28,9 @@ def arguments(doc: str | None, checkpoint: str | None, base: str | None) -> argp
 
 
 def at_least_one(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def load(args: argparse.Namespace, files: Sequence[str], heads: Sequence[str]) -> RewardModel:

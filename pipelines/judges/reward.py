@@ -122,7 +122,10 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # safetensors, pickle and zipfile raise their own types
         raise Unusable(f"{path} could not be read as a checkpoint: {error}") from error
-    return state.get("model", state)
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise Unusable(f"{path} could not be read as a checkpoint: it does not contain named tensors.")
+    return state
 
 
 def _head(state: dict[str, torch.Tensor], prefix: str, width: int, path: Path) -> nn.Sequential:

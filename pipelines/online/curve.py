@@ -38,7 +38,7 @@ from prefkit.evaluate.run import values
 from prefkit.generate.requests import read_requests
 from prefkit.store import Store
 
-METHODS = {"sf": "DDPO-SF", "is": "DDPO-IS", "grpo": "Flow-GRPO", "nft": "DiffusionNFT", "dgpo": "DGPO"}
+METHODS = {"sf": "DDPO-SF", "is": "DDPO-IS", "grpo": "Flow-GRPO", "nft": "DiffusionNFT", "dgpo": "DGPO", "gpo": "GPO"}
 METHODS |= {"pairs": "online DPO", "offline": "offline DPO"}
 RECIPE = Path(__file__).with_suffix(".yaml")
 SCORERS = ("palette", "fidelity", "taste")
@@ -156,8 +156,9 @@ def pooled(root: Path, seeds: int, model: str, scorer: str) -> dict[str, Any]:
 
 def table(root: Path, seeds: int, rows: pd.DataFrame) -> str:
     """Return a Markdown table with a line per method and number of queries."""
+    asked = "backgrounds" in rows  # some requests leave the background open
     titles = ["", "queries", "taste, the reward", "palette", "wins by palette [95 %]", "single seeds", "fidelity"]
-    titles += ["backgrounds", "diversity", "CPU seconds"]
+    titles += ["backgrounds"] * asked + ["diversity", "CPU seconds"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     start: dict[str, float] = {}
     body = []
@@ -169,12 +170,12 @@ def table(root: Path, seeds: int, rows: pd.DataFrame) -> str:
         wins = f"{judge['win_rate']:.3f} [{judge['ci_low']:.3f}, {judge['ci_high']:.3f}]"
         single = ", ".join(f"{value:.2f}" for value in own.palette_win_rate)
         cells = [f"{found['taste']['tuned']:.3f}", f"{judge['tuned']:.2f}", wins, single]
-        backgrounds = own.backgrounds.mean() if "backgrounds" in own else np.nan
-        cells += [f"{found['fidelity']['tuned']:.3f}", f"{backgrounds:.2f}", f"{own.diversity.mean():.2f}"]
-        cells += [f"{own.cpu_seconds.mean():.0f}"]
+        cells += [f"{found['fidelity']['tuned']:.3f}", *([f"{own.backgrounds.mean():.2f}"] if asked else [])]
+        cells += [f"{own.diversity.mean():.2f}", f"{own.cpu_seconds.mean():.0f}"]
         body.append("| " + " | ".join([str(method), str(queries), *cells]) + " |")
     if start:
-        shown = [f"{start['taste']:.3f}", f"{start['palette']:.2f}", "", "", f"{start['fidelity']:.3f}", "1", "1", "0"]
+        shown = [f"{start['taste']:.3f}", f"{start['palette']:.2f}", "", "", f"{start['fidelity']:.3f}"]
+        shown += ["1"] * asked + ["1", "0"]
         lines.append("| " + " | ".join(["the start", "0", *shown]) + " |")
     return "\n".join(lines + body) + "\n"
 

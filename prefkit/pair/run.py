@@ -352,6 +352,11 @@ def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
             f"All {counts['ties']} pairs are ties (gaps of at most {counts['tie_threshold']}): the scores do not "
             "distinguish the candidates. Use another scorer, or lower `tie`."
         )
+    if "pairs_by_aspect" in counts:
+        return (
+            "No two candidates of a request differ in one aspect alone. Change `aspect_tie`, or generate more candidates "
+            "per request (n)."
+        )
     return "The strategy chose no pair. Lower its threshold, or generate more candidates per request (n)."
 
 

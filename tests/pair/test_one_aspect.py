@@ -167,5 +167,7 @@ def test_a_score_without_aspects_is_named(run):
         run(weights=["clauses", "taste"])
     with pytest.raises(UsageError, match="score is 'cloths'"):
         run(score="cloths")
+    with pytest.raises(UsageError, match="differ in one aspect alone. Change `aspect_tie`"):
+        run(aspect_tie=2.0)
     _, pairs = run(weights=["clauses", "taste"], score="clauses", max_pairs=9)
     assert len(pairs) and set(pairs.aspect) <= {"0 cup count", "0 cup color", "1 dog count"}

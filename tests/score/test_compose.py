@@ -29,6 +29,7 @@ def test_each_kind_has_a_right_and_a_wrong_scene(compose):
     rows = check.table(check.measured(drawn, "garments"))
     (images,) = [row for row in rows if row[:2] == ["all", "image"]]
     assert images[2:4] == [12, 6] and images[-1] >= 10 / 12
+    assert np.isnan(check.fraction(1, 0)) and check.fraction(1, 3) == 0.333
 
 
 def test_the_stand_in_finds_the_garments(compose):

@@ -84,6 +84,7 @@ def test_relations_of_two_boxes(dx, dy, relations):
         ([{"class": "cup", "count": 0}], "count is 0"),
         ([{"class": "cup", "color": "teal"}], "color is 'teal'"),
         ([CUP, {"class": "dog", "position": ["near", 0]}], "position is"),
+        ([CUP, {"class": "dog", "position": [["near"], 0]}], "position is"),
         ([{"class": "dog", "position": ["above", 0]}], "position is"),
     ],
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import io
 import json
 import math
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -231,8 +233,15 @@ def test_a_checklist_asks_about_the_prompt_only_if_that_counts(tmp_path):
         ({"questions": ["Clear?"]}, "question 1 must be an object"),
         ({"questions": [{"question": "Clear?", "weight": "0.3"}]}, "question 1: weight is '0.3'"),
         ({"questions": [{"question": "", "weight": 1}]}, "must be strings"),
-        ({"questions": [{"question": "Clear?", "weight": 1}] * 2}, "a question twice"),
-        ({"questions": [{"question": "Clear?", "weight": 1, "only_if": "Big?"}]}, "'Big\\?'` names no question"),
+        ({"questions": [{"question": "Clear?", "weight": 1}] * 2}, "the question 'Clear\\?' twice"),
+        (
+            {"questions": [{"question": "Clear?", "weight": 1, "only_if": "Big?"}]},
+            "`only_if` is 'Big\\?'; it must be a question",
+        ),
+        ({"questions": [{"question": "Clear?", "weight": 10**400}]}, "weight is 1000+; it must be a number from"),
+        ({"questions": [{"question": "alignment", "weight": 1}]}, "Reword the question"),
+        (LIST | {"aligment": 2.0}, "has the unknown key 'aligment'"),
+        ("[" * 100_000, "could not be read"),
         (LIST | {"alignment": True}, "alignment is True"),
         (LIST | {"intercept": math.nan}, "intercept is nan"),
     ],
@@ -344,10 +353,13 @@ def test_hpsv3_over_exec(folders):
 
 
 def test_a_program_says_what_it_cannot_use(judges, folders, monkeypatch, tmp_path):
+    import torch
+
     folder = folders["hpsv3"]
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     (tmp_path / "broken.safetensors").write_bytes(b"no")
+    torch.save([1], tmp_path / "list.pth")
     (tmp_path / "texts.json").write_text(json.dumps({"texts": {"question": "no places"}}))
     edits = folders["editreward"] / "checkpoint.safetensors"
     for change, message in {
@@ -355,6 +367,7 @@ def test_a_program_says_what_it_cannot_use(judges, folders, monkeypatch, tmp_pat
         ("--texts", str(tmp_path / "texts.json")): "must contain {text_prompt} and <|Reward|> once",
         ("--checkpoint", str(tmp_path)): "contains none of HPSv3.safetensors",
         ("--checkpoint", str(tmp_path / "broken.safetensors")): "could not be read as a checkpoint",
+        ("--checkpoint", str(tmp_path / "list.pth")): "does not contain named tensors",
         ("--checkpoint", str(edits)): "has no head rm_head of the published shape",
         ("--checkpoint", "no such/file"): "does not exist",
         ("--base", str(tmp_path)): "is a model of type llama",
@@ -442,13 +455,35 @@ def test_build_writes_visionrewards_checklist(judges, releases, tmp_path):
 
 
 def test_build_refuses_changed_and_missing_files(judges, releases, capsys):
+    good = shutil.copytree(releases, releases / "good")
+    (releases / "a file").touch()
     (releases / "EditReward/dataset/prompts.py").write_text("INSTRUCTION_EDIT_FOLLOWING = 'other'")
     for words, message in {
         ("editreward", "out", "--from", str(releases)): "prompts.py from .* is not the expected file",
         ("visionreward", "out", "--from", str(releases / "none")): "could not be read from",
         ("hpsv3", "out", "--from", str(releases / "hpsv3")): "does not contain a wheel of hpsv3==1.0.0",
+        ("editreward", str(releases / "a file"), "--from", str(good)): "a file/editreward could not be made: ",
     }.items():
         with pytest.raises(SystemExit) as stopped:
             judges.build.main([*words])
         assert stopped.value.code == 2
         assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("text", ["0", "x", "-1"])
+def test_a_program_needs_a_batch_of_at_least_one(judges, text, capsys):
+    with pytest.raises(SystemExit):
+        judges.hpsv3.main([f"--batch={text}"])
+    assert f"'{text}' is not a whole number from 1" in capsys.readouterr().err
+
+
+def test_build_without_network_names_from(judges, monkeypatch, capsys):
+    def fail(*given, **options):
+        raise http.client.IncompleteRead(b"")
+
+    monkeypatch.setattr(judges.build.urllib.request, "urlopen", fail)
+    monkeypatch.setattr(judges.build.subprocess, "run", lambda *given: SimpleNamespace(returncode=1))
+    for name in ("hpsv3", "editreward"):
+        with pytest.raises(SystemExit):
+            judges.build.main([name, "out"])
+        assert "give a folder with --from" in capsys.readouterr().err

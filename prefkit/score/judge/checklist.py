@@ -19,6 +19,9 @@ from typing import Any
 
 from prefkit.errors import UsageError
 
+MOST = 1e9  # absolute value of a weight
+ALIGNMENT = "alignment"  # aspect with the agreement of image and prompt
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -64,19 +67,28 @@ def read_checklist(path: str, where: str) -> Checklist:
     """Read a checklist. where: the scorer's name, for messages. Raises UsageError."""
     try:
         found = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{where}: the checklist {path} could not be read: {error}") from error
     rows = found.get("questions") if isinstance(found, dict) else None
     if not isinstance(rows, list) or not rows:
         raise UsageError(f"{where}: the checklist {path} has no list `questions`; docs/scorers.md has an example.")
+    if unknown_keys := set(found) - {"alignment", "intercept", "questions"}:
+        raise UsageError(
+            f"{where}: the checklist {path} has the unknown key {min(unknown_keys)!r}; its keys are alignment, intercept "
+            "and questions."
+        )
     entries = tuple(_entry(row, number, f"{where}: the checklist {path}") for number, row in enumerate(rows, 1))
     names = [entry.question for entry in entries]
     unknown = {entry.only_if for entry in entries if entry.only_if is not None} - {
         entry.question for entry in entries if entry.only_if is None
     }
-    if len(set(names)) < len(names) or unknown:
-        what = f"`only_if: {min(unknown)!r}` names no question without `only_if`" if unknown else "a question twice"
-        raise UsageError(f"{where}: the checklist {path} has {what}.")
+    if unknown:
+        raise UsageError(
+            f"{where}: the checklist {path}: `only_if` is {min(unknown)!r}; it must be a question of the list that has no "
+            "`only_if` itself."
+        )
+    if repeated := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise UsageError(f"{where}: the checklist {path} has the question {repeated[0]!r} twice.")
     numbers = [
         _number(found.get(key, 0.0), f"{where}: the checklist {path}: {key}") for key in ("alignment", "intercept")
     ]
@@ -90,10 +102,12 @@ def _entry(row: Any, number: int, where: str) -> Entry:
     question, condition = row.get("question"), row.get("only_if")
     if not isinstance(question, str) or not question.strip() or not (condition is None or isinstance(condition, str)):
         raise UsageError(f"{where}: question and only_if must be strings.")
+    if question == ALIGNMENT:
+        raise UsageError(f"{where}: {ALIGNMENT!r} is the name of the agreement with the prompt. Reword the question.")
     return Entry(question, _number(row.get("weight"), f"{where}: weight"), condition)
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UsageError(f"{where} is {value!r}; it must be a number.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST:
+        raise UsageError(f"{where} is {repr(value)[:50]}; it must be a number from -{MOST:g} to {MOST:g}.")
     return float(value)

@@ -44,7 +44,7 @@ def clauses_of(extra: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
         if position is not None:
             other = position[1] if isinstance(position, list) and len(position) == 2 else None
             valid = isinstance(other, int) and 0 <= other < len(clauses) and other != number
-            if not valid or position[0] not in RELATIONS:
+            if not valid or position[0] not in tuple(RELATIONS):
                 raise ValueError(
                     f"{column} clause {number}: position is {position!r}; it must be [relation, index of another clause], "
                     f"with a relation out of {', '.join(RELATIONS)}"

@@ -22,7 +22,7 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.score.judge.backend import JudgeScorer
-from prefkit.score.judge.checklist import read_checklist
+from prefkit.score.judge.checklist import ALIGNMENT, read_checklist
 from prefkit.score.judge.cost import estimate
 from prefkit.score.judge.question import JudgeOptions, Question, Reply
 from prefkit.score.judge.templates import IMAGE
@@ -91,15 +91,15 @@ class ChecklistScorer(JudgeScorer):
     def _score(self, replies: Sequence[Reply], shows: Score) -> Score:
         reply_of = {entry.question: reply for entry, reply in zip(self.list.entries, replies, strict=True)}
         counted = self.list.counted({name: yes_or_no(reply.text or "") for name, reply in reply_of.items()})
-        open_ = [name for name, answer in counted.items() if answer is None]
+        unanswered = [name for name, answer in counted.items() if answer is None]
         aspects = {name: float(1 if answer else -1) for name, answer in counted.items() if answer is not None}
         aspects |= {name: 0.0 for name in reply_of if name not in counted}
         if shows.value is not None and self.list.alignment:
-            aspects["alignment"] = shows.value
-        if open_:
-            reply = reply_of[open_[0]]
+            aspects[ALIGNMENT] = shows.value
+        if unanswered:
+            reply = reply_of[unanswered[0]]
             reason = reply.error or f"{(reply.text or '')[:200]!r} is neither yes nor no"
-            return Score(None, aspects, error=f"{open_[0]} {reason}")
+            return Score(None, aspects, error=f"{unanswered[0]} {reason}")
         if shows.value is None:
             return Score(None, aspects, error=f"alignment: {shows.error}")
         return Score(self.list.value(counted, shows.value), aspects)

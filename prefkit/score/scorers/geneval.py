@@ -9,12 +9,12 @@ fraction of the conditions that hold, or with `value: all`, 1 if all hold, else 
 Rules, as published:
 - An object is a detection of its class with more than `threshold` confidence, or more than `counting_threshold` if the
   request's column `tag` is "counting". At most 16 objects of a class count.
-- `include` wants at least `count` objects, `exclude` fewer than `count`. GenEval writes "exactly 2" as both.
+- `include` requires at least `count` objects, `exclude` fewer than `count`. GenEval writes "exactly 2" as both.
 - Colour and position are judged on the `count` most confident objects, only if there are that many. Otherwise these
   aspects are left out, and count as not met in the value.
 - Two objects stand in a relation if the vector between their centres, each component less 0.1 of the sum of their sizes,
   has more than half its original length on that side.
-- The colour is that of ten whose texts (`texts`, averaged) are the most similar to the crop of the object, by CLIP.
+- The colour is one of ten: the one with the texts (`texts`, averaged) that are most similar to the object's crop, by CLIP.
 
 Differences: GenEval judges a position only if the colours of the clause are right, too, and allows relations to earlier
 clauses alone; `value: all` is the same. GenEval's detector, Mask2Former, gives masks, by which the background of a crop is
