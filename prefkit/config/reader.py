@@ -153,7 +153,8 @@ def _dataclass(kind: Any, tree: Any, where: str, path: str, base: Any = None) ->
         elif takes_options:
             extra[key] = value
         else:
-            text = f"unknown key.{_suggestion(str(key), list(known))} Known here: {', '.join(known) or 'no key'}"
+            names = f"unknown key.{_suggestion(str(key), list(known))} Known here: {', '.join(known)}"
+            text = names if known else "unknown key; no options exist here"
             raise _error(path, _join(where, key), key, text)
     if takes_options:
         values["options"] = _plugin_options(kind, tree.get("use", base.use), extra, where, path)

@@ -204,9 +204,11 @@ def pair_image(row: Mapping[str, Any], i: int, candidate_image: Callable[[str], 
 def find(where: str) -> Path:
     """Find the folder of pairs that `where` names: RUN/pairs/NAME, RUN/NAME, or any folder of Parquet files.
 
-    RUN alone is enough if the run has one pair set. Raises UsageError.
+    RUN or RUN/pairs is enough if the run has one pair set. Raises UsageError.
     """
     path = Path(where).expanduser()
+    if path.name == "pairs" and (path.parent / "run.json").exists():
+        path = path.parent
     if (path / "run.json").exists():
         store = Store(path)
         store.check_single()

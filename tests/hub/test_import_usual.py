@@ -55,6 +55,9 @@ def verdict(prompt, data, win, lose):
         ("prompt left right best split", "prompt=prompt,image_a=left,image_b=right,winner=best,split=split"),
         ("prompt image_1 image_2 judge", "prompt=prompt,image_a=image_1,image_b=image_2,judge=judge"),
         ("file_name text", "prompt=text,image_a=file_name"),
+        ("prompt image lose_image", "prompt=prompt,chosen=image,rejected=lose_image"),
+        ("prompt image image_win image_lose", "prompt=prompt,chosen=image_win,rejected=image_lose"),
+        ("prompt image lose", "prompt=prompt,image_a=image"),
     ],
 )
 def test_columns_are_found_by_name(columns, flag):

@@ -58,8 +58,8 @@ def open_clip_checkpoint(tmp_path_factory):
 
 
 def test_a_checkpoint_that_is_missing_is_no_tag(open_clip_checkpoint, tmp_path):
-    for path in (tmp_path / "gone", "gone.safetensors", "weights/gone.pt"):
-        with pytest.raises(UsageError, match="`pretrained` is .*gone.*, but there is no such file"):
+    for path in (tmp_path / "gone", "gone.safetensors", "weights/gone.pt", "./gone"):
+        with pytest.raises(UsageError, match="`pretrained` is .*gone.*, which is not a file"):
             make_scorer("clip", {"model": "prefkit-test", "pretrained": str(path)})
     with pytest.raises(UsageError, match="nor a tag of open_clip"):
         make_scorer("clip", {"model": "prefkit-test", "pretrained": "gone"})

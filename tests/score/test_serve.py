@@ -238,6 +238,8 @@ def test_flags_that_do_not_go_together_are_refused(cli):
         (["--stdio"], "--stdio needs --serve NAME"),
         (["--serve", "jpeg", "--port", "99999"], "not a port number"),
         (["--serve", "jpeg", "--require-key", "UNSET_HERE"], "the environment variable UNSET_HERE is not set"),
+        (["--serve", "jpeg", "--stdio", "--port", "0"], "--stdio uses no port. Remove --port."),
+        (["--serve", "jpeg", "--stdio", "--require-key", "KEY"], "--stdio uses no port. Remove --require-key."),
         (["runs/x", "--serve", "jpeg"], "does not use the run folder runs/x. Remove it"),
         (["--serve", "jpeg", "--check", "jpeg"], "does not use --check"),
         (["--serve", "jpeg", "--shard", "0/2"], "--serve answers requests of other processes. Leave --shard out"),

@@ -34,6 +34,10 @@ def check(known: argparse.Namespace) -> None:
         for flag in ("host", "port", "require_key", "stdio"):
             if getattr(known, flag) not in (None, False):
                 raise UsageError(f"--{flag.replace('_', '-')} needs --serve NAME.")
+    elif known.stdio:
+        for flag in ("host", "port", "require_key"):
+            if getattr(known, flag) is not None:
+                raise UsageError(f"--stdio uses no port. Remove --{flag.replace('_', '-')}.")
     if not known.serve and not known.check:
         return
     given = {"-r": known.recipe, "--name": known.name, "--limit": known.limit, "--redo": known.redo}

@@ -49,6 +49,7 @@ class FlowFactory:
     def write(self, pairs: Pairs, out: Path) -> dict[str, Any]:
         counts = {"pairs": 0, "with_inputs": 0, "held_out_pairs": 0}
         prompts: dict[str, None] = {}  # lines of test.jsonl, each once
+        others: set[str] = set()
         folder = out / "images"
         with (out / "train.jsonl").open("w", encoding="utf-8") as file:
             for pair in pairs.rows():
@@ -60,10 +61,11 @@ class FlowFactory:
                 else:
                     counts["held_out_pairs"] += 1
                     prompts[_line(_request(pair, inputs))] = None
-        if not counts["pairs"] and counts["held_out_pairs"]:
+                    others.add(pair.split)
+        if not counts["pairs"] and others:
             raise UsageError(
-                f"export --as flow_factory: no pair is in the split {self.options.split!r}. Choose a split of these "
-                "pairs with --split."
+                f"export --as flow_factory: no pair is in the split {self.options.split!r}. Choose another one with "
+                f"--split: {', '.join(sorted(others))}."
             )
         if prompts:
             (out / "test.jsonl").write_text("".join(prompts), encoding="utf-8")

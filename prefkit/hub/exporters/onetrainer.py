@@ -50,8 +50,8 @@ class OneTrainer:
             splits[pair.split] = splits.get(pair.split, 0) + 1
         if splits and self.options.split not in splits:
             raise UsageError(
-                f"export --as onetrainer: no pair is in the split {self.options.split!r}. Choose one of "
-                f"{', '.join(sorted(splits))} with --split."
+                f"export --as onetrainer: no pair is in the split {self.options.split!r}. Choose another one with "
+                f"--split: {', '.join(sorted(splits))}."
             )
         concepts = [self._concept(split) for split in sorted(splits)]
         (out / "concepts.json").write_text(json.dumps(concepts, indent=2), encoding="utf-8")

@@ -25,7 +25,7 @@ SIDE = re.compile(
 )
 #: the number of a copy, at the end of a file's name
 COPY = re.compile(r"[\s_-]*\(?\d+\)?$")
-#: folders under the better and the worse images that are splits, such as chosen/val in OneTrainer's pairs
+#: folders that are splits: chosen/val in OneTrainer's pairs, val/w in those of `export --as folders`
 SPLITS = ("train", "val", "validation", "test")
 REPEATS = re.compile(r"^\d+_(?=.)")  # kohya's 10_sks dress
 NO_CAPTION = "the image has no caption: write one to a .txt of its name, or give --prompt or --file-names true"
@@ -99,6 +99,8 @@ class Folders:
         pair = _usual(source)
         if pair:
             return f"it has {pair[0]}/ and {pair[1]}/"
+        if splits := _splits(source):
+            return f"it has pairs in {' and '.join(f'{folder.name}/' for folder in splits)}"
         inner = [p for p in source.iterdir() if p.is_dir()]
         if inner and all((p / "prompt.txt").is_file() for p in inner):
             return "each of its folders has a prompt.txt"
@@ -115,24 +117,33 @@ class Folders:
         if bool(self.options.win) != bool(self.options.lose):
             raise UsageError("import: --win and --lose must be given together.")
         pair = (self.options.win, self.options.lose) if self.options.win and self.options.lose else _usual(path)
-        if pair is None:
+        if pair is not None:
+            yield from self._sides(path, pair, work.leave_out)
+        elif splits := _splits(path):
+            for folder in splits:
+                yield from self._sides(folder, splits[folder], work.leave_out, folder.name)
+            _leave_others(path, list(splits), work.leave_out)
+        else:
             yield from self._by_prompt(path, work.leave_out)
-            return
+
+    def _sides(
+        self, path: Path, pair: tuple[str, str], leave_out: LeaveOut, split: str | None = None
+    ) -> Iterator[Item]:
         sides = [path / pair[0], path / pair[1]]
         for folder in sides:
             if not folder.is_dir():
                 raise UsageError(f"import: the folder {folder} was not found.")
-        win, lose = (Folder(f, files_under(f, work.leave_out, [path]), work.leave_out) for f in sides)
-        yield from self._paired(win, lose)
-        _leave_others(path, sides, work.leave_out)
+        win, lose = (Folder(f, files_under(f, leave_out, [path]), leave_out) for f in sides)
+        yield from self._paired(win, lose, split)
+        _leave_others(path, sides, leave_out)
 
-    def _paired(self, win: Folder, lose: Folder) -> Iterator[Item]:
+    def _paired(self, win: Folder, lose: Folder, split: str | None) -> Iterator[Item]:
         (winners, ambiguous), (losers, others) = win.by_key(), lose.by_key()
         yield from (*others, *ambiguous)
         for key, path in winners.items():
             if key in losers:
-                split = next((name for name in SPLITS if key.startswith(f"{name}/")), None)
-                yield _item(path, partial(self._prompt, key, win, lose), [path, losers[key]], split)
+                inner = next((name for name in SPLITS if key.startswith(f"{name}/")), None)
+                yield _item(path, partial(self._prompt, key, win, lose), [path, losers[key]], split or inner)
             else:
                 yield Item(str(path), error=f"{lose.folder} has no image of this name")
         for key, path in losers.items():
@@ -242,19 +253,25 @@ def _item(where: Path, prompt: Callable[[], str | None], images: list[Path], spl
 
 
 def _leave_others(source: Path, sides: list[Path], leave_out: LeaveOut) -> None:
-    """Count as left out the files under `source` that are outside the two folders."""
+    """Count as left out the files under `source` that are outside `sides`."""
     for path in source.iterdir():
         if any(side.is_relative_to(path) or os.path.samefile(side, path) for side in sides if path.exists()):
             continue
         if path.name in IGNORE:
             continue
         files = files_under(path, leave_out, [source]) if path.is_dir() and path.name[0] != "." else [path]
-        leave_out(f"outside of {sides[0].name}/ and {sides[1].name}/", len(files))
+        leave_out(f"outside of {' and '.join(f'{side.name}/' for side in sides)}", len(files))
 
 
 def _usual(source: Path) -> tuple[str, str] | None:
     names = {path.name.casefold(): path.name for path in sorted(source.iterdir()) if path.is_dir()}
     return next(((names[a], names[b]) for a, b in USUAL if a in names and b in names), None)
+
+
+def _splits(source: Path) -> dict[Path, tuple[str, str]]:
+    """Return {folder: its `_usual` pair} of the folders named after splits, such as train/w and train/l."""
+    pairs = {folder: _usual(folder) for folder in sorted(source.iterdir()) if folder.name in SPLITS and folder.is_dir()}
+    return {folder: pair for folder, pair in pairs.items() if pair is not None}
 
 
 def _text(path: Path) -> str:

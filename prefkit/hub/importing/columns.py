@@ -64,7 +64,7 @@ def mapping_of(columns: Iterable[str]) -> Mapping:
 
 def _images(names: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return (places of the images and of the verdict, doubts)."""
-    decided = _pairs(names, DECIDED)
+    decided = _pairs(names, DECIDED) or _with_loser(names)
     compared = _pairs(
         [name for name in names if IMAGE.search(_plain(name)) or _core(name) in ("left", "right")], COMPARED
     )
@@ -95,6 +95,13 @@ def _pairs(names: list[str], known: Iterable[tuple[str, str]]) -> list[tuple[str
         for first in names
         for second in names
         if (_core(first), _core(second)) == (one, two) and _form(first) == _form(second)
+    ]
+
+
+def _with_loser(names: list[str]) -> list[tuple[str, str]]:
+    """Return the (winner, loser) columns called `image` and `lose_image`, as in DiffSynth-Studio's DPO."""
+    return [
+        (win, lose) for win in names for lose in names if _plain(win) in ALONE and _plain(lose) == f"lose_{_plain(win)}"
     ]
 
 

@@ -7,6 +7,7 @@ cache of the latest `CACHED` image and text embeddings.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -201,8 +202,8 @@ def _check_architecture(name: str, pretrained: str) -> None:
     if name not in open_clip.list_models():
         raise UsageError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
     path = Path(pretrained).expanduser()
-    if not path.is_file() and (len(path.parts) > 1 or path.suffix.lower() in WEIGHT_FILES):
-        raise UsageError(f"{name}: `pretrained` is {pretrained}, but there is no such file. Correct the path.")
+    if not path.is_file() and (os.sep in pretrained or path.suffix.lower() in WEIGHT_FILES):
+        raise UsageError(f"{name}: `pretrained` is {pretrained}, which is not a file. Correct the path.")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not open_clip.get_pretrained_cfg(name, pretrained) and not path.is_file():
         raise UsageError(
