@@ -76,7 +76,7 @@ CASES = {
     "no function": ("score", "taste.py:blue", "taste.py:red", 2, "has no red"),
     "column": ("score", BLUE, 'c: {use: "taste.py:needy"}', 2, "needs user"),
     "architecture": ("score", BLUE, "c: {use: clip, model: ViT-Q}", 2, "no model 'ViT-Q'"),
-    "tag": ("score", BLUE, "c: {use: clip, pretrained: x.pt}", 2, "but there is no such file"),
+    "tag": ("score", BLUE, "c: {use: clip, pretrained: x.pt}", 2, "which is not a file"),
     "fit": ("score", BLUE, "c: {use: vbpr, model: fitted/x}", 2, "fitted/x does not exist"),
     "generators": ("score", "blue: {", "blue: {generators: [other], ", 2, "no candidates of other"),
     "weights": ("pair", "k: 1", "weights: {red: 1}", 2, "no scores called red"),
