@@ -83,6 +83,7 @@ def test_every_flag_of_a_prefkit_line_in_a_page_exists():
         "run",
         "fast",
         "shard",
+        "engine",
         "serve",
     }  # of some verbs
     known |= {"beta"}  # an option of an objective, which needs no prefix
