@@ -189,6 +189,17 @@ def test_a_second_training_continues_both_networks(run, loop_of):
     assert before.keys() == after.keys() and {key.split(".")[0] for key in moved} == {"unet", "text_encoder"}
 
 
+def test_it_starts_from_an_adapter_with_and_one_without_text_encoders(run, loop_of):
+    store, recipe = run(lora=TEXT, steps=1, learning_rate=1e-2)
+    recipe = beside(recipe, lora=Lora(rank=2))
+    run_train(store, recipe, "dpo")
+    run_train(store, recipe, "other")
+    model = replace(recipe.model, adapters={str(store.train(name) / "final"): 1.0 for name in ("dpo", "other")})
+    loop = loop_of(store, replace(recipe, model=model))
+    assert adapters.active_adapters(loop.policy.text_encoders["text_encoder"]) == ["start0", "policy"]
+    assert adapters.active_adapters(loop.policy.net) == ["start0", "start1", "policy"]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

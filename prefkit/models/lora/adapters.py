@@ -37,8 +37,12 @@ def lora_layers(net: Any) -> Iterator[tuple[str, Any]]:
 
 
 def active_adapters(net: Any) -> list[str]:
-    """Return the names of the active adapters (those used in a forward pass), in order."""
-    return list(dict.fromkeys(name for _, layer in lora_layers(net) for name in layer.active_adapters))
+    """Return the names of the active adapters (those used in a forward pass), in order.
+
+    diffusers activates all names on all networks of a pipeline; names that this network does not have are left out.
+    """
+    names = dict.fromkeys(name for _, layer in lora_layers(net) for name in layer.active_adapters)
+    return [name for name in names if name in net.peft_config]
 
 
 @contextmanager
