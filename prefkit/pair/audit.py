@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from prefkit.images import TRAITS, Background
-from prefkit.pair.block import blocks
+from prefkit.pair.block import blocks, distinct
 from prefkit.pair.choose import Outcome
 from prefkit.pair.image_stats import FEATURES
 from prefkit.pair.normalise import normalise
@@ -31,7 +31,7 @@ TREATMENT = {
 def audit(pool: Pool, outcome: Outcome, aliases: list[str], stats: pd.DataFrame | None) -> dict[str, Any]:
     """Return the audit, ready for JSON. stats: image statistics [N] in the pool's order, None if not measured."""
     groups = pool.frame.request.to_numpy()
-    pairs, requests = outcome.pairs, np.unique(groups)
+    pairs, requests = outcome.pairs, distinct(groups)
     per_request = np.bincount(np.searchsorted(requests, groups[pairs.win.to_numpy()]), minlength=len(requests))
     sizes, times = np.unique(per_request, return_counts=True)
     total = len(pairs) + len(outcome.ties)
@@ -112,7 +112,7 @@ def _shortcuts(pool: Pool, pairs: pd.DataFrame, stats: pd.DataFrame | None) -> d
     if stats is not None:
         features |= {name: stats[name].to_numpy() for name in FEATURES}
     win, lose = pairs.win.to_numpy(), pairs.lose.to_numpy()
-    used = np.unique(np.r_[win, lose])  # only paired candidates, because a run may hold far more
+    used = distinct(np.r_[win, lose])  # only paired candidates, because a run may hold far more
     features = {name: values[used] for name, values in features.items()}
     groups = frame.request.to_numpy()[win]
     return shortcuts(features, np.searchsorted(used, win), np.searchsorted(used, lose), groups)

@@ -95,6 +95,11 @@ def blocks(groups: np.ndarray) -> Iterator[np.ndarray]:
             yield first[i : i + step, None] + np.arange(size)
 
 
+def distinct(indices: np.ndarray) -> np.ndarray:
+    """Return the distinct values of indices [N] >= 0, ascending: np.unique for small integers, several times as fast."""
+    return np.flatnonzero(np.bincount(indices))
+
+
 def every_pair(value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (winner, loser, gap >= 0), each [R, P], for all P = N (N - 1) / 2 pairs of each request. value: [R, N]."""
     i, j = np.triu_indices(value.shape[1], 1)

@@ -100,8 +100,10 @@ def degenerate(stats: pd.DataFrame) -> dict[str, np.ndarray]:
 def exact_duplicates(pool: Pool) -> np.ndarray:
     """Return a mask [N] of the images with the SHA-256 of an earlier image of their request."""
     rows, groups = pool.frame.row.to_numpy(), pool.frame.request.to_numpy()
-    keys = pd.Series(_heads(pool.sha256)[rows] + groups.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    suspects = np.flatnonzero(keys.duplicated(keep=False))  # few; only these become Python objects
+    keys = _heads(pool.sha256)[rows] + groups.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    ordered = np.sort(keys)
+    repeated_keys = ordered[1:][ordered[1:] == ordered[:-1]]
+    suspects = np.flatnonzero(np.isin(keys, repeated_keys))  # few; only these become Python objects
     sha = pool.sha256.take(pa.array(rows[suspects])).to_pandas()
     repeated = pd.DataFrame({"request": groups[suspects], "sha": sha}).duplicated() & sha.notna()
     duplicates = np.zeros(len(pool), bool)

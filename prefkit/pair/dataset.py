@@ -100,7 +100,7 @@ class PairTable:
 
 
 def _flipped(win: pa.ChunkedArray, lose: pa.ChunkedArray) -> np.ndarray:
-    a, b = (pd.util.hash_array(np.array(ids.to_pylist(), object), categorize=False) for ids in (win, lose))
+    a, b = (pd.util.hash_array(ids.to_numpy().astype(object, copy=False), categorize=False) for ids in (win, lose))
     mixed = (a + (b << np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
     return (mixed >> np.uint64(63)).astype(bool)
 

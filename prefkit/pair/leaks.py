@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prefkit.pair.block import distinct
 from prefkit.pair.curate import NEAR_BITS, NEAR_LEVELS, thumbs_of
 from prefkit.pair.pool import Pool
 
@@ -26,7 +27,7 @@ def leaks(pool: Pool, members: np.ndarray, stats: pd.DataFrame | None) -> dict[s
     keys = prompt_keys(pool.requests["prompt"]).combine_chunks().dictionary_encode().indices.to_numpy()
     shared = _in_several(keys, split)
     examples = pool.requests["prompt"].take(pa.array(np.flatnonzero(shared)[:5])).to_pylist()
-    images = _images(pool, np.unique(members), split, stats)
+    images = _images(pool, distinct(members), split, stats)
     return {"prompts": int(shared.sum()), "examples": examples, "images": images}
 
 

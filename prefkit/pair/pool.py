@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,22 +73,37 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
         raise NotYet(_missing(store, "requests"), "generate")
     requests = store.request_table(["request_id", "prompt", "split"])
     names = requests["request_id"].cast(TEXT).combine_chunks()
-    parts, numbers = [SCHEMA.empty_table()], [np.zeros(0, np.int16)]
-    for path, _, part in located([store.candidates(name) for name in generators], SCHEMA.names):
-        parts.append(part.select(SCHEMA.names).cast(SCHEMA))
-        numbers.append(np.full(len(part), generators.index(path.parent.name), np.int16))
-    table = pa.concat_tables(parts).append_column("generator", pa.array(np.concatenate(numbers)))
+    parts, numbers, hashes = [SCHEMA.empty_table()], [np.zeros(0, np.int16)], []
+    with ThreadPoolExecutor(1) as other:  # parts are decoded without the GIL, so ids are hashed meanwhile
+        for path, _, part in located([store.candidates(name) for name in generators], SCHEMA.names):
+            parts.append(part.select(SCHEMA.names).cast(SCHEMA))
+            numbers.append(np.full(len(part), generators.index(path.parent.name), np.int16))
+            hashes.append(other.submit(hashed, parts[-1]["id"]))
+        found = {"generator": np.concatenate(numbers), "hash": np.r_[np.zeros(0, np.int64), *(h.result() for h in hashes)]}
+    table = pa.concat_tables(parts)
+    for name, values in found.items():
+        table = table.append_column(name, pa.array(values))
     flagged = pc.sum(pc.fill_null(pc.starts_with(table["error"], FLAGGED), False)).as_py() or 0
-    table = table.filter(pc.is_null(table["error"]))
+    if table["error"].null_count < len(table):
+        table = table.filter(pc.is_null(table["error"]))
     columns = {name: table[name].to_numpy() for name in ("generator", "index", "seed")}
     frame = pd.DataFrame({"row": np.arange(len(table)), **columns})
-    codes = pc.fill_null(pc.index_in(table["request_id"], value_set=names), -1).to_numpy()
+    codes = _places(table["request_id"].combine_chunks(), names)
     frame.insert(1, "request", codes.astype(np.int32))
-    order = np.argsort((codes.astype(np.int64) << 32) + hashed(table["id"]), kind="stable")
+    order = np.argsort((codes.astype(np.int64) << 32) + table["hash"].to_numpy(), kind="stable")
     frame = frame.iloc[order[codes[order] >= 0]].reset_index(drop=True)
     if limit is not None:
         frame = frame[frame.request.isin(pd.unique(frame.request)[:limit])]
-    return Pool(frame, table["id"], table["sha256"], requests, generators, flagged)
+    ids, sha256 = (pa.chunked_array([table[name].combine_chunks()]) for name in ("id", "sha256"))  # `take` is faster
+    return Pool(frame, ids, sha256, requests, generators, flagged)
+
+
+def _places(texts: pa.Array, names: pa.Array) -> np.ndarray:
+    """Return the index in `names` of each text [N], -1 for others. Looks a text up once if it is repeated in a row."""
+    starts = np.ones(len(texts), bool)
+    starts[1:] = pc.not_equal(texts[1:], texts[:-1]).to_numpy(zero_copy_only=False)
+    found = pc.fill_null(pc.index_in(texts.filter(pa.array(starts)), value_set=names), -1).to_numpy()
+    return found[np.cumsum(starts) - 1]
 
 
 def _missing(store: Store, name: str) -> str:
@@ -96,7 +112,7 @@ def _missing(store: Store, name: str) -> str:
 
 def hashed(ids: pa.ChunkedArray) -> np.ndarray:
     """Return the hashes of the ids, [N] int64 in [0, 2^32)."""
-    hashes = pd.util.hash_array(ids.to_numpy().astype(object), categorize=False)
+    hashes = pd.util.hash_array(ids.to_numpy().astype(object, copy=False), categorize=False)
     return (hashes >> np.uint64(32)).astype(np.int64)
 
 

@@ -20,7 +20,7 @@ from prefkit.errors import DamagedError, FingerprintError, NotYet, UsageError
 from prefkit.images import Background
 from prefkit.output import note, shell_quoted, warn
 from prefkit.pair.audit import audit, warnings_of
-from prefkit.pair.block import Aspects
+from prefkit.pair.block import Aspects, distinct
 from prefkit.pair.card import card
 from prefkit.pair.choose import Outcome, choose_by, lacking, tie_of, top_pairs
 from prefkit.pair.contract import check_table
@@ -117,7 +117,7 @@ def _read(store: Store, config: Pair, strategy: Any, name: str, limit: int | Non
     by_votes = hasattr(strategy, "compared")
     weights = _without_added(store, config, name, weights_of(store, config, needed=not by_votes))
     pool, specs = add_scores(store, read_pool(store, config, limit), list(weights))
-    counts: dict[str, Any] = {"requests": int(pool.frame.request.nunique()), "candidates": len(pool)}
+    counts: dict[str, Any] = {"requests": len(distinct(pool.frame.request.to_numpy())), "candidates": len(pool)}
     pool, stats = curate(store, pool, config, counts, write=write)
     if by_votes:
         return Inputs(weights, pool, specs, stats, counts, strategy.read(store))
@@ -187,7 +187,7 @@ def _choose(inputs: Inputs, config: Pair, strategy: Any, name: str) -> Outcome:
         winners = pool.ids.take(pa.array(pool.frame.row.to_numpy()[outcome.pairs.win.to_numpy()]))
         outcome = replace(outcome, pairs=top_pairs(outcome.pairs, config.top_pairs, hashed(winners)))
     counts |= {"pairs": len(outcome.pairs), "ties": len(outcome.ties), "tie_threshold": tie}
-    counts["requests_with_pairs"] = len(np.unique(groups[outcome.pairs.win.to_numpy()]))
+    counts["requests_with_pairs"] = len(distinct(groups[outcome.pairs.win.to_numpy()]))
     if inputs.aspects is not None:
         counts["pairs_by_aspect"] = outcome.pairs.aspect.value_counts().to_dict()
     if outcome.pairs.empty:
@@ -363,7 +363,7 @@ def _why_empty(pool: Pool, counts: dict[str, Any], scores: list[str]) -> str:
 def _hash_of(pool: Pool, aliases: list[str], votes: pd.DataFrame | None, aspects: Aspects | None) -> str:
     """Return a hash of the data that determines the pairs: ids, prompts, splits, scores, votes and aspects."""
     hasher = hashlib.sha256()
-    present = pa.array(np.unique(pool.frame.request.to_numpy()))
+    present = pa.array(distinct(pool.frame.request.to_numpy()))
     texts = [pool.requests[name].take(present).combine_chunks() for name in ("request_id", "prompt", "split")]
     for text in [*texts, pool.ids.take(pa.array(pool.frame.row.to_numpy())).combine_chunks()]:
         text = text.cast(pa.large_string())

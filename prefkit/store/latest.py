@@ -72,13 +72,38 @@ def _latest_positions(
     if ids is not None:
         positions = positions[pc.is_in(all_ids, value_set=pa.array(list(ids), pa.string())).to_numpy()]
         all_ids = all_ids.take(pa.array(positions))
-    codes = all_ids.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    whole = all_ids.combine_chunks()
+    if _differ(whole):  # the usual case
+        return positions
+    codes = whole.dictionary_encode().indices.to_numpy().astype(np.int64)
     tables = int(table[-1]) + 1
     keep = _last(codes * tables + table[positions])  # the last row of each id in each table
     if tables > 1:  # then one row per id, if possible one that did not fail
         order = keep[np.lexsort((keep, ~failed[positions][keep]))]
         keep = np.sort(order[_last(codes[order])])
     return positions[keep]
+
+
+def _differ(ids: pa.Array) -> bool:
+    """True if the ids [N] have equal lengths and different hashes, so that no id occurs twice; False if that is unknown.
+
+    An exact answer takes several times as long.
+    """
+    start, size = ids.offset, len(ids)
+    if not size or ids.null_count:
+        return not size
+    ends = np.frombuffer(ids.buffers()[1], np.int32)[start : start + size + 1]
+    width = int(ends[1] - ends[0])
+    if not width or (np.diff(ends) != width).any():
+        return False
+    letters = np.frombuffer(ids.buffers()[2], np.uint8)[ends[0] : ends[-1]].reshape(size, width)
+    hashes = np.zeros(size, np.uint64)
+    for first in range(0, width, 8):
+        word = np.zeros((size, 8), np.uint8)
+        word[:, : width - first] = letters[:, first : first + 8]
+        hashes = (hashes ^ (hashes >> np.uint64(29)) ^ word.view(np.uint64)[:, 0]) * np.uint64(0x9E3779B97F4A7C15)
+    hashes.sort()
+    return bool((hashes[1:] != hashes[:-1]).all())
 
 
 def _last(keys: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -56,6 +57,16 @@ def test_retries_count_once_and_the_last_word_holds(store):
     assert read_pool(store, Pair()).frame["index"].tolist() == [1, 3]
     seen = image_stats(store, ["own"], {"c1", "c3"})
     assert seen.error.isna().all() and len(seen) == 2
+
+
+def test_ids_that_differ_are_recognised_without_looking_each_up():
+    ids = [f"{number:020x}" for number in range(300)]
+    for width in (1, 8, 20):
+        short = [text[-width:] for text in ids]
+        for some in (short, short[: 10 if width == 1 else None], [*short[:9], short[4]]):
+            assert latest._differ(pa.array(["x" * width, *some])[1:]) is (len({*some}) == len(some))
+    assert not latest._differ(pa.array(["a", "bb"])) and not latest._differ(pa.array(["a", None]))  # unknown
+    assert not latest._differ(pa.array(["", ""])) and latest._differ(pa.array([], pa.string()))
 
 
 def test_two_generators_with_equal_ids_give_the_one_that_did_not_fail(store):
