@@ -50,7 +50,9 @@ def sync(folder: Path, url: str) -> dict[str, int]:
     Store(folder).check_single()
     target = Target(url)
     if target.local and Path(target.root).resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"sync: the target {url} is {folder} itself, or inside it. Give another folder or URL.")
+        raise UsageError(
+            f"sync: the target {url} is the run folder itself, or inside it. Give another folder or a URL."
+        )
     with target.errors(), TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         ours, theirs = listed(partial(own_names, folder)), listed(target.names)

@@ -18,6 +18,7 @@ from PIL import Image
 from prefkit.cli.main import run as cli
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.export_run import run_export
+from prefkit.hub.importers.flow_factory import INPUT
 from prefkit.hub.importing.run import run_import
 from prefkit.hub.pair_reader import Pairs
 from prefkit.store import Store
@@ -167,7 +168,7 @@ def test_flow_factory_edits_keep_the_paths_of_their_inputs_and_odd_rows_are_coun
     records[6]["supervision"]["chosen"]["media"][0]["path"] = "../out.png"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     counts = run_import(Store(tmp_path / "again"), str(tmp_path / "out"), max_failed=1)
-    assert (counts["items"], counts["failed"], counts["left_out"]["input image of an edit"]) == (8, 4, 4)
+    assert (counts["items"], counts["failed"], counts["left_out"][INPUT]) == (8, 4, 4)
     requests = Store(tmp_path / "again").requests()
     assert len(requests) == 3 and all(len(r.extra["inputs"]) == 1 for r in requests)
     said = capsys.readouterr().err

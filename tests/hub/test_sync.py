@@ -63,7 +63,7 @@ def s3(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["{}", "{}/", "file://{}", "{}/candidates"])
 def test_a_run_is_not_synced_with_itself(tmp_path, place):
     machine(tmp_path / "run", ["x"], ["r"])
-    with pytest.raises(UsageError, match=r"is .*run itself, or inside it\. Give another"):
+    with pytest.raises(UsageError, match="run folder itself, or inside it. Give another"):
         sync.sync(tmp_path / "run", place.format(tmp_path / "run"))
 
 

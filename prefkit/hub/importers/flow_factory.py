@@ -24,6 +24,7 @@ from prefkit.types import Comparison
 NAME = "train.jsonl"
 NEEDS = {"schema_version", "input", "supervision"}
 SIDES = ("chosen", "rejected")
+INPUT = "named as an input image (only its path is kept)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _item(row: Row, images: Images, work: Workplace) -> Item:
         pictures.append(Picture(side, path=images.path(names[0])))
     inputs = _images(given)
     if inputs:
-        work.leave_out("input image of an edit", len(inputs))
+        work.leave_out(INPUT, len(inputs))
     asked = Asked(str(given["prompt"] or ""), row.split, {"inputs": inputs} if inputs else {})
     return Item(row.where, asked, pictures, (Comparison(*SIDES, "a", "people"),))
 
