@@ -90,9 +90,10 @@ def connect() -> bool:
             f"could not connect to {cluster}: {output.message(str(error), 300)} Start one with `ray start --head`, or "
             "unset RAY_ADDRESS to use this machine alone."
         ) from error
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return True
 
 

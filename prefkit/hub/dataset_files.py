@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import StoreError, UsageError
+from prefkit.hub.edit_inputs import EditInputs
 from prefkit.hub.pair_reader import pair_image
 from prefkit.hub.takedown import Removed
+from prefkit.output import note
 from prefkit.store.parquet import Shards, read_rows
 from prefkit.store.reader import CandidateReader
 from prefkit.types import digest
@@ -52,8 +54,10 @@ def stage_dataset(store: Store, name: str, folder: Path, removed: Removed) -> St
     if not splits:
         known = ", ".join(store.names("pairs")) or "none yet, `prefkit pair` makes them"
         raise UsageError(f"{store.folder} has no pairs called {name!r}; it has: {known}.")
+    if stage.inputs:
+        note(f"push: the pairs hold the input images of their requests, in the columns {', '.join(stage.inputs)}.")
     for split, files in splits.items():
-        stage.write("default", split, _schema(files), stage.pairs(name, split, files))
+        stage.write("default", split, stage.with_inputs(_schema(files)), stage.pairs(name, split, files))
     if not any(stage.staged.rows["default"].values()):
         raise UsageError(f"pairs {name}: no pair is left after the takedowns in decisions.csv; nothing to push.")
     for config in FURTHER:
@@ -107,7 +111,8 @@ class _Stage:
 
     def __init__(self, store: Store, folder: Path, removed: Removed) -> None:
         self.store, self.folder, self.removed = store, folder, removed
-        self.reader, self.staged = CandidateReader(store), StagedDataset()
+        self.reader, self.staged, self.edited = CandidateReader(store), StagedDataset(), EditInputs(store)
+        self.inputs = [f"input_{i}" for i in range(self.edited.most)]  # columns of the pairs
         self.best: list[tuple[int, int, bytes, bytes]] = []  # heap of the pairs with the smallest hashes, largest first
 
     def write(self, config: str, split: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
@@ -130,10 +135,17 @@ class _Stage:
         """Yield the rows of `files` with embedded images, without rows that hold a removed image."""
         sides = [i for i in (0, 1) if f"jpg_{i}" in _schema(files).names]
         for row in _rows(files):
-            if self.removed.hits({k: v for k, v in row.items() if k != "caption"}):
+            if self.removed.hits([{k: v for k, v in row.items() if k != "caption"}, self.edited.ids(row)]):
                 self.staged.dropped[config] = self.staged.dropped.get(config, 0) + 1
             else:
                 yield row | {f"jpg_{i}": pair_image(row, i, self._candidate_image) for i in sides}
+
+    def with_inputs(self, schema: pa.Schema) -> pa.Schema:
+        """Return the schema of pairs with the columns of input images."""
+        import pyarrow as pa
+
+        others = [field for field in schema if field.name not in self.inputs]
+        return pa.schema([*others, *(pa.field(name, pa.binary()) for name in self.inputs)])
 
     def _candidate_image(self, cid: str) -> bytes | None:
         return self.reader.image(cid) if cid in self.reader else None
@@ -150,6 +162,7 @@ class _Stage:
             if row.get("score_gap") is not None:
                 self.staged.gaps.append(row["score_gap"])
             self.staged.requests.add(str(row.get("request_id") or row.get("caption")))
+            row |= self._input_images(row, f"push: pair {number} of split {split}")
             if first:
                 win, lose = (row["jpg_0"], row["jpg_1"]) if row.get("label_0") == 1 else (row["jpg_1"], row["jpg_0"])
                 key = int(digest("shown", row.get("candidate_0"), row.get("candidate_1"), row.get("caption")), 16)
@@ -158,6 +171,10 @@ class _Stage:
                     heapq.heappop(self.best)
             yield row
         self.staged.shown = [(win, lose) for _, _, win, lose in sorted(self.best, reverse=True)]
+
+    def _input_images(self, row: dict[str, Any], pair: str) -> dict[str, bytes]:
+        self.edited.check(row, pair)
+        return {name: self.edited.image(image) for name, image in zip(self.inputs, self.edited.ids(row))}
 
     def candidates(self) -> None:
         """Write one row per image, with all its raw scores, ordered by request, generator and index."""

@@ -12,15 +12,14 @@ from typing import Any
 
 from prefkit.config.reader import use_background
 from prefkit.errors import UsageError
+from prefkit.hub.edit_inputs import EditInputs
 from prefkit.hub.importing.readers import of_further_config, split_of_name
 from prefkit.hub.importing.walk import describe_skipped, files_under, kind_of
 from prefkit.images import shown
 from prefkit.output import warn
-from prefkit.paths import nfc
 from prefkit.store import Store
 from prefkit.store.parquet import read_rows
 from prefkit.store.reader import CandidateReader, run_of
-from prefkit.types import INPUT_ID, Request
 
 NEEDS = ("label_0", "caption")
 
@@ -86,7 +85,11 @@ class Pairs:
         if skipped and self.run is None:
             warn(f"{self.folder}: {describe_skipped(skipped)}")
         if not self.files:
-            raise UsageError(f"export: {self.folder} has no Parquet file. Make pairs with `prefkit pair`.")
+            raise UsageError(
+                f"export: {self.folder} has no Parquet file, so it has no pairs. This layout needs pairs: give RUN or "
+                "RUN/NAME (`prefkit pair` makes them). A training, RUN/train/NAME, is exported with --as diffusers, kohya "
+                "or comfyui."
+            )
 
     def count_ties(self) -> int:
         """Return the number of ties. A damaged file counts as 0, because an export does not need it."""
@@ -107,41 +110,8 @@ class Pairs:
         return self.reader.image(cid) if self.reader is not None else None
 
     @cached_property
-    def input_columns(self) -> list[str]:
-        """The columns of the run's requests from which the generators' pipelines took arguments (model.inputs)."""
-        specs = [self.run.candidates(name).spec() or {} for name in self.run.names("candidates")] if self.run else []
-        fields = [field for spec in specs for field in spec.get("inputs", {}).values()]
-        return list(dict.fromkeys(nfc(field.removeprefix("extra.")) for field in fields))
-
-    @cached_property
-    def _requests(self) -> dict[str, Request]:
-        return {r.request_id: r for r in self.run.requests()} if self.run is not None and self.input_columns else {}
-
-    def input_images(self, pair: PairOut) -> list[tuple[str, bytes]]:
-        """Return (id, encoded image) of each of the input images of a pair's request, in the order of model.inputs.
-
-        Raises UsageError if the run lacks the request or an image.
-        """
-        rid = pair.columns.get("request_id")
-        if self.input_columns and rid not in self._requests:
-            raise UsageError(
-                f"export: pair {pair.number} ({pair.caption[:80]!r}) has the request {rid}, which is not in the run "
-                f"{self.folder.parents[1]}, so its input image ({', '.join(self.input_columns)}) is unknown. Remove the "
-                "pair, or make the pairs again with `prefkit pair`."
-            )
-        return [(name, shown(self._input_image(name))) for name in self._input_ids(pair)]
-
-    def _input_ids(self, pair: PairOut) -> list[str]:
-        """Return the ids of a pair's input images; [] if the run does not have its request."""
-        request = self._requests.get(str(pair.columns.get("request_id")))
-        values = [request.extra.get(column) for column in self.input_columns] if request is not None else []
-        names = [name for value in values for name in (value if isinstance(value, list) else [value])]
-        return [name for name in names if isinstance(name, str) and INPUT_ID.fullmatch(name)]
-
-    @cached_property
-    def _input_image(self) -> Callable[[str], bytes]:
-        assert self.run is not None  # without a run no pair has input ids
-        return self.run.input_images()
+    def edited(self) -> EditInputs:
+        return EditInputs(self.run)
 
     def state(self) -> list[list[Any]]:
         """Return path, size and modification time of every file, to detect changes."""
@@ -164,7 +134,7 @@ class Pairs:
                     row += 1
                     pair = self._pair(f"{path} row {row}", number, split, values)
                     self.soft += pair.p < 1
-                    self.edits += bool(self._input_ids(pair))
+                    self.edits += bool(self.edited.ids(pair.columns))
                     yield pair
                     number += 1
             except (pa.ArrowException, OSError) as error:

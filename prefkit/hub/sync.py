@@ -44,11 +44,15 @@ Sizes = dict[str, int | None]  # name of a file in a run -> bytes, None if unkno
 def sync(folder: Path, url: str) -> dict[str, int]:
     """Copy to each side the parts of tables that it lacks. Returns counts of pushed and pulled parts.
 
-    Raises FingerprintError if a table has other settings on the other side, and UsageError for a request that differs;
-    nothing is copied then, except what another machine's sync at the same moment has caused to differ.
+    Raises FingerprintError if a table has other settings on the other side, and UsageError for a request that differs
+    or a target in `folder`; nothing is copied then, except what another machine's sync at the same moment has caused to differ.
     """
     Store(folder).check_single()
     target = Target(url)
+    if target.local and Path(target.root).resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"sync: the target {url} is the run folder itself, or inside it. Give another folder or a URL."
+        )
     with target.errors(), TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         ours, theirs = listed(partial(own_names, folder)), listed(target.names)

@@ -44,13 +44,15 @@ def removed(store: Store, more: Sequence[str] = ()) -> Removed:
 
 
 def check_known(store: Store, ids: Sequence[str], pairs: Path | None) -> None:
-    """Raise UsageError for an id that is in neither the candidates nor the pairs of the run."""
+    """Raise UsageError for an id that is not in the candidates, the input images or the pairs of the run."""
     files = _files(store)
-    known = set(files) | set(files.values()) | (_named_in(pairs) if pairs is not None else set())
+    known = set(files) | set(files.values()) | set(store.inputs().frame(["id"]).id)
+    known |= _named_in(pairs) if pairs is not None else set()
     unknown = [name for name in ids if name not in known]
     if unknown:
         raise UsageError(
-            f"--remove: {', '.join(unknown[:5])} is neither a candidate of {store.folder} nor an image of its pairs. "
+            f"--remove: {', '.join(unknown[:5])} is neither a candidate or input image of {store.folder}, nor "
+            "an image of its pairs. "
             "Give candidate ids (candidate_0 and candidate_1 in the pairs), or the SHA-256 of image files."
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 import prefkit.tiny
 from prefkit.store import Store
-from prefkit.store.files import write_json
+from prefkit.store.files import read_json, write_json
 from prefkit.store.table import candidate_row, comparison_row
 from prefkit.types import Candidate, Comparison, Request
 
@@ -62,6 +63,16 @@ def build(folder: Path, *, embed: bool = True) -> Store:
     _pairs(store, requests, members, values, embed)
     _training(store)
     return store
+
+
+def add_inputs(store: Store, sources: list[bytes]) -> None:
+    """Change the run into one of edits with an input image, extra.source: one of `sources` for each two requests."""
+    names = [hashlib.sha256(data).hexdigest() for data in sources]
+    requests = [replace(r, extra={"source": names[i // 2], "strength": 3}) for i, r in enumerate(store.requests())]
+    store.write_requests(requests)
+    store.inputs().append([{"id": name, "bytes": data} for name, data in zip(names, sources, strict=True)])
+    spec = store.candidates("own").folder / "spec.json"
+    write_json(spec, read_json(spec) | {"inputs": {"image": "extra.source", "strength": "extra.strength"}})
 
 
 def _candidate(request: Request, index: int, data: bytes) -> Candidate:

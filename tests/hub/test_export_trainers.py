@@ -18,10 +18,10 @@ from PIL import Image
 from prefkit.cli.main import run as cli
 from prefkit.errors import StoreError, UsageError
 from prefkit.hub.export_run import run_export
+from prefkit.hub.importers.flow_factory import INPUT
 from prefkit.hub.importing.run import run_import
 from prefkit.hub.pair_reader import Pairs
 from prefkit.store import Store
-from prefkit.store.files import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parent))
 import example
@@ -41,13 +41,7 @@ def edit(plain: Path) -> Path:
     """The same run, made by a pipeline with an input image: extra.source, one for each two requests."""
     folder = plain.parent / "edit"
     shutil.copytree(plain, folder)
-    store, sources = Store(folder), [layouts.image(50 + i) for i in range(5)]
-    names = [hashlib.sha256(data).hexdigest() for data in sources]
-    requests = [replace(r, extra={"source": names[i // 2], "strength": 3}) for i, r in enumerate(store.requests())]
-    store.write_requests(requests)
-    store.inputs().append([{"id": name, "bytes": data} for name, data in zip(names, sources, strict=True)])
-    spec = folder / "candidates" / "own" / "spec.json"
-    write_json(spec, read_json(spec) | {"inputs": {"image": "extra.source", "strength": "extra.strength"}})
+    example.add_inputs(Store(folder), [layouts.image(50 + i) for i in range(5)])
     return folder
 
 
@@ -148,14 +142,38 @@ def test_flow_factory_gets_the_input_images_of_edits(edit, tmp_path):
     assert [opened(tmp_path / "out" / "images" / name) for name in row["images"]] == [sha(layouts.image(54))]
 
 
-@pytest.mark.parametrize("layout", ["folders", "diffsynth"])
+@pytest.mark.parametrize("layout", ["folders", "diffsynth", "flow_factory"])
 def test_these_exports_are_imported_as_the_same_pairs(plain, tmp_path, layout, capsys):
     run_export(str(plain / "pairs"), tmp_path / "out", layout=layout)
     capsys.readouterr()
     run_import(Store(tmp_path / "again"), str(tmp_path / "out"), pairs=True)
     again, first = ({pair[layout == "diffsynth" :] for pair in known(run)} for run in (tmp_path / "again", plain))
-    assert again == first and len(again) == 9  # diffsynth's rows do not hold the split
-    assert "left out" not in capsys.readouterr().err
+    if layout == "flow_factory":  # it holds the pairs of one split
+        assert "1 file was skipped: 1 .jsonl." in capsys.readouterr().err
+        first = {pair for pair in first if pair[0] == "train"}
+    assert again == first and len(again) == (8 if layout == "flow_factory" else 9)  # diffsynth's rows hold no split
+    assert "skipped" not in capsys.readouterr().err
+
+
+def test_flow_factory_edits_keep_the_paths_of_their_inputs_and_odd_rows_are_counted(edit, tmp_path, capsys):
+    run_export(str(edit), tmp_path / "out", layout="flow_factory")
+    file = tmp_path / "out" / "train.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    records[0]["input"]["prompt"] = records[1]["input"]["prompt"] = "the same"  # of one image
+    records[2]["input"]["prompt"] = "the same"  # of another image
+    sides = {side: records[3]["supervision"][side] for side in ("chosen", "rejected")}
+    records[3]["supervision"] = {"type": "pointwise", **sides}
+    records[4]["supervision"]["chosen"]["media"][0]["type"] = "video"
+    records[5]["supervision"]["rejected"]["media"] = []
+    records[6]["supervision"]["chosen"]["media"][0]["path"] = "../out.png"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    counts = run_import(Store(tmp_path / "again"), str(tmp_path / "out"), max_failed=1)
+    assert (counts["items"], counts["failed"], counts["left_out"][INPUT]) == (8, 4, 4)
+    requests = Store(tmp_path / "again").requests()
+    assert len(requests) == 3 and all(len(r.extra["inputs"]) == 1 for r in requests)
+    said = capsys.readouterr().err
+    for text in ("supervision is 'pointwise'", "type 'video'", "rejected has 0 images", "leads out of"):
+        assert text in said
 
 
 def test_files_beside_the_folders_of_splits_are_counted(plain, tmp_path):
@@ -254,6 +272,11 @@ def test_pairs_that_cannot_be_exported_leave_nothing_behind(edit, tmp_path, layo
     if layout == "flow_factory":
         with pytest.raises(UsageError, match="inputs/ table has no image"):
             run_export(str(tmp_path / "run"), tmp_path / "out", layout=layout)
+
+
+def test_a_training_is_no_pairs_and_the_message_names_its_exports(plain, tmp_path):
+    with pytest.raises(UsageError, match="This layout needs pairs: .* --as diffusers, kohya or comfyui"):
+        run_export(str(plain / "train" / "dpo"), tmp_path / "out", layout="diffsynth")
 
 
 def test_an_edit_set_with_pairs_without_input_is_reported(edit, tmp_path, capsys):

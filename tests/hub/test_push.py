@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
+from prefkit.hub.push import push
 from prefkit.store.files import read_json, write_json
 from prefkit.store.litter import temporary_beside
+from prefkit.store.parquet import read_rows
+
+sys.path.insert(0, str(Path(__file__).parent))
+import example
+import import_layouts as layouts
 
 TOKEN = "hf_goodtoken"
 LOAD = """
@@ -119,6 +127,21 @@ def test_pairs_without_images_are_embedded_and_bytes_are_the_same(hub, pushed, s
     again = build(tmp_path / "again", embed=False)
     answer(outside.run("push", again.folder, "--to", "you/again", "--json"))
     assert hub.files("dataset", "you/again")["prefkit.json"] == hub.files("dataset", "you/bare")["prefkit.json"]
+
+
+def test_pairs_of_edits_are_pushed_with_their_input_images(store):
+    sources = [layouts.image(50 + i) for i in range(5)]
+    example.add_inputs(store, sources)
+    removed = hashlib.sha256(sources[0]).hexdigest()
+    planned = push(store, "you/edits", pairs="main", dry_run=True, remove=[removed])
+    folder = store.folder / "push" / "pairs-main"
+    rows = [row for path in sorted(folder.glob("train/*.parquet")) for row in read_rows(path)]
+    assert [row["input_0"] for row in rows] == [sources[i // 2] for i in range(2, 8)]  # the first two show `removed`
+    card = (folder / "README.md").read_text()
+    meta = yaml.safe_load(card.split("---")[1])
+    (features,) = (info["features"] for info in meta["dataset_info"] if info["config_name"] == "default")
+    assert {"name": "input_0", "dtype": "image"} in features and meta["task_categories"] == ["image-to-image"]
+    assert "| input_N | input images" in card and planned["dry_run"]
 
 
 def test_a_model_is_pushed_and_loaded(hub, pushed, outside, store):

@@ -10,7 +10,7 @@ import fsspec
 import pandas as pd
 import pytest
 
-from prefkit.errors import FingerprintError, PrefkitError
+from prefkit.errors import FingerprintError, PrefkitError, UsageError
 from prefkit.hub import sync
 from prefkit.store import Store
 from prefkit.store.files import write_json
@@ -58,6 +58,13 @@ def s3(server, tmp_path, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
     fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
     return f"s3://bucket/{tmp_path.name}"
+
+
+@pytest.mark.parametrize("place", ["{}", "{}/", "file://{}", "{}/candidates"])
+def test_a_run_is_not_synced_with_itself(tmp_path, place):
+    machine(tmp_path / "run", ["x"], ["r"])
+    with pytest.raises(UsageError, match="run folder itself, or inside it. Give another"):
+        sync.sync(tmp_path / "run", place.format(tmp_path / "run"))
 
 
 @pytest.fixture(params=["memory", "folder", "s3"])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prefkit.store import Store
 
 MOST_ASPECTS = 20  # aspects whose number of pairs the card shows
+INPUT = re.compile(r"^input_\d+$")  # columns of the input images of edits
 SHEET = "images/contact-sheet.webp"
 CONFIGS = ("candidates", "comparisons", "ties", "lists")
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
@@ -39,7 +40,9 @@ def dataset_card(store: Store, name: str, to: str, staged: StagedDataset, licenc
         "requests_with_pairs": len(staged.requests),
         "sheet": SHEET if staged.shown else None,
         "splits": splits,
-        "columns": {re.sub(r"^(score_[01]_).+", r"\1NAME", column) for column in staged.columns["default"]},
+        "columns": {
+            re.sub(r"^(score_[01]_).+", r"\1NAME", INPUT.sub("input_N", column)) for column in staged.columns["default"]
+        },
         "generators": facts.generators(store, recipe),
         "source": facts.clean_text((recipe.get("requests") or {}).get("source")),
         "request_splits": Counter(request.split for request in store.requests()),
@@ -80,12 +83,13 @@ def _metadata(
         folder = f"{config}/" if config in CONFIGS else ""
         files = [{"split": split, "path": f"{folder}{split}/*.parquet"} for split in splits[config]]
         configs.append({"config_name": config, "data_files": files})
-    images = {"default": ("jpg_0", "jpg_1"), "ties": ("jpg_0", "jpg_1"), "candidates": ("image",)}
+    inputs = tuple(filter(INPUT.match, staged.columns["default"]))
+    images = {"default": ("jpg_0", "jpg_1", *inputs), "ties": ("jpg_0", "jpg_1"), "candidates": ("image",)}
     info = [_features(config, staged.columns[config], images[config]) for config in splits if config in images]
     return {
         **({"license": licence} if licence else {}),
         "pretty_name": to.split("/")[-1],
-        "task_categories": ["text-to-image"],
+        "task_categories": ["image-to-image" if inputs else "text-to-image"],
         "tags": ["prefkit", "preference", "diffusion-dpo", "image"],
         "size_categories": [next((size for limit, size in SIZES.items() if pairs < limit), "n>10M")],
         "configs": configs,

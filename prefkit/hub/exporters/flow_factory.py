@@ -50,10 +50,10 @@ class FlowFactory:
         counts = {"pairs": 0, "with_inputs": 0, "held_out_pairs": 0}
         prompts: dict[str, None] = {}  # lines of test.jsonl, each once
         others: set[str] = set()
-        folder = out / "images"
+        folder, written = out / "images", dict[str, str]()
         with (out / "train.jsonl").open("w", encoding="utf-8") as file:
             for pair in pairs.rows():
-                inputs = self._inputs(pairs, pair, folder)
+                inputs = self._inputs(pairs, pair, folder, written)
                 if pair.split == self.options.split:
                     file.write(_line(_record(pair, inputs, folder)))
                     counts["pairs"] += 1
@@ -76,13 +76,15 @@ class FlowFactory:
             )
         return {**counts, "held_out_prompts": len(prompts)}
 
-    def _inputs(self, pairs: Pairs, pair: PairOut, folder: Path) -> list[str]:
-        """Write the input images of a pair, each once; return their paths relative to images/."""
-        paths = []
-        for name, data in pairs.input_images(pair):
-            known = next(folder.glob(f"inputs/{name}.*"), None)
-            paths.append((known or write_image(folder, f"inputs/{name}", data)).relative_to(folder).as_posix())
-        return paths
+    def _inputs(self, pairs: Pairs, pair: PairOut, folder: Path, written: dict[str, str]) -> list[str]:
+        """Write the input images of a pair that are not `written`; return their paths relative to images/."""
+        pairs.edited.check(pair.columns, f"export: pair {pair.number} ({pair.caption[:80]!r})")
+        names = pairs.edited.ids(pair.columns)
+        for name in names:
+            if name not in written:
+                path = write_image(folder, f"inputs/{name}", pairs.edited.image(name))
+                written[name] = path.relative_to(folder).as_posix()
+        return [written[name] for name in names]
 
 
 def _record(pair: PairOut, inputs: list[str], folder: Path) -> dict[str, Any]:
