@@ -1,8 +1,7 @@
-"""The arena of an evaluation: all models against each other, by every score and by judges that compare two images.
+"""The arena of an evaluation: all models against each other, by scores, by judges that compare two images and by people.
 
 Two images meet if they have the same request and index (seed). `eval.NAME.judges` names entries of `compare`, whose judges
-see each pair of images in both orders; contradicting answers count as a tie and as a flip. Votes of people on the same images
-are in the report's section on votes.
+see each pair of images in both orders; contradicting answers count as a tie and as a flip. Each vote of a person is a game.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import UsageError
-from prefkit.evaluate import statistics, tiers
+from prefkit.evaluate import people, statistics, tiers
 from prefkit.evaluate.sets import is_control
 from prefkit.human.standings import standings
 from prefkit.store.table import Table
@@ -120,11 +119,12 @@ def arena(
     opened: Mapping[str, Store],
     tables: Mapping[str, tuple[Mapping[str, pd.DataFrame], bool]],
     images: Mapping[str, pd.DataFrame],
+    votes: pd.DataFrame,
 ) -> dict[str, Any]:
-    """Return {judge or scorer: standings} of one set; {} if there is nothing to rank.
+    """Return {judge, scorer or "people": standings} of one set; {} if there is nothing to rank.
 
     folder: where judges' verdicts are stored. tables: scorer -> (the models' tables of `run.values`, higher is better).
-    images: the models' tables of `run.candidates`.
+    images: the models' tables of `run.candidates`. votes: see `people.read_votes`.
     """
     result: dict[str, Any] = {}
     met = players(cfg, opened)
@@ -137,8 +137,11 @@ def arena(
     for judge in cfg.judges:
         games, measured = by_judge(recipe, judge, folder / judge, met, images)
         if found := standings(games):
-            # an entry of compare may have the name of a score
-            result[f"{judge} (compare)" if judge in tables else judge] = found | {"kind": "judge"} | measured
+            # an entry of compare may have the name of a score, or that of people's votes
+            taken = judge in tables or judge == people.PEOPLE
+            result[f"{judge} (compare)" if taken else judge] = found | {"kind": "judge"} | measured
+    if found := standings(people.games(votes, images)):
+        result[people.PEOPLE] = found | {"kind": "people"}
     return result
 
 

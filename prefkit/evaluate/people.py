@@ -1,7 +1,9 @@
-"""People as a judge: each model's win rate over the base, from votes on their images of equal request and seed."""
+"""People as a judge: win rates over the base and games of the arena, from votes on images of equal request and seed."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,16 +37,10 @@ def compare_votes(
     base with a tuned image of the same request and index. The win rate is the mean over requests of the mean over votes;
     ties count half. The interval is a bootstrap over requests.
     """
-    pairs = base.merge(tuned, on=["request_id", "index"], suffixes=("_base", "_tuned"))
-    pairs = pairs[pairs.id_base != pairs.id_tuned]
-    sides = pairs.assign(
-        first=pairs[["id_base", "id_tuned"]].min(axis=1), second=pairs[["id_base", "id_tuned"]].max(axis=1)
-    )
-    both = votes.merge(sides, on=["first", "second"])
+    both = _votes_between(votes, base, tuned)
     if both.empty:
         return None
-    sign = np.where(both["first"] == both.id_tuned, 1, -1)
-    outcome = (1 + sign * both.verdict.to_numpy(np.float64)) / 2
+    outcome = 1 - both.won.to_numpy(np.float64)
     codes, names = both.request_id.factorize(sort=True)
     wins = statistics.request_means(outcome, codes)
     low, high = statistics.bootstrap_interval(wins, samples, seed)
@@ -61,3 +57,32 @@ def compare_votes(
         "votes": len(both),
         "annotators": int(both.judge.nunique()),
     }
+
+
+def games(votes: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the votes between each pair of models as games [request_id, a, b, won]; each person's vote is a game.
+
+    votes: see `read_votes`. images: model -> its candidates, with request_id, index and id.
+    """
+    import pandas as pd
+
+    parts = [pd.DataFrame(columns=["request_id", "a", "b", "won"])]
+    for a, b in itertools.combinations(images, 2):
+        both = _votes_between(votes, images[a], images[b])
+        parts.append(pd.DataFrame({"request_id": both.request_id, "a": a, "b": b, "won": both.won}))
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def _votes_between(votes: pd.DataFrame, one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Return the votes that compare images of two models at equal request and index, with request_id and won.
+
+    won: 1 if the image of `one` is better, 0.5 for a tie, 0 if that of `other` is.
+    """
+    pairs = one.merge(other, on=["request_id", "index"], suffixes=("_one", "_other"))
+    pairs = pairs[pairs.id_one != pairs.id_other]
+    sides = pairs.assign(
+        first=pairs[["id_one", "id_other"]].min(axis=1), second=pairs[["id_one", "id_other"]].max(axis=1)
+    )
+    both = votes.merge(sides, on=["first", "second"])
+    sign = np.where(both["first"] == both.id_one, 1, -1)
+    return both.assign(won=(1 + sign * both.verdict.to_numpy(np.float64)) / 2)

@@ -87,7 +87,7 @@ def run_eval(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
                     used, cfg, generator, opened, members, tables, images, measured, votes
                 )
                 place = store.eval(name) / ".judges" / set_name
-                if found := arena.arena(recipe, cfg, place, opened, tables, images):
+                if found := arena.arena(recipe, cfg, place, opened, tables, images, votes):
                     result["arena"][set_name] = found
             result |= {"correlations": _correlations(bases, generator, usable, requests), "left_out": left_out}
             made_with = {"eval": plain(cfg), "generator": generator, "generate": plain(settings)}

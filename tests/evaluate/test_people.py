@@ -8,8 +8,9 @@ import pytest
 
 from prefkit.config import Eval, Recipe, Score
 from prefkit.errors import UsageError
-from prefkit.evaluate.people import compare_votes
+from prefkit.evaluate.people import compare_votes, games
 from prefkit.evaluate.sets import aliases_of
+from prefkit.human.standings import standings
 
 
 def images(model: str, requests: int, seeds: int = 2) -> pd.DataFrame:
@@ -52,6 +53,21 @@ def test_several_people_on_one_pair_are_averaged_within_its_request():
     bob = voted((base.id[0], tuned.id[0], -1), (base.id[1], tuned.id[1], 1), judge="person-2")
     row = compare_votes(pd.concat([ann, bob], ignore_index=True), base, tuned)
     assert row["win_rate"] == pytest.approx((2 / 3 + 0) / 2) and row["annotators"] == 2 and row["n_pairs"] == 3
+
+
+def test_votes_between_all_models_give_standings():
+    """`dpo` beats `nft`, which mostly beats the base; a vote between different seeds is no game."""
+    models = {name: images(name, 6, seeds=1) for name in ("base", "dpo", "nft")}
+    base, dpo, nft = (list(frame.id) for frame in models.values())
+    said = [(nft[r], dpo[r], 1) for r in range(6)] + [(base[r], nft[r], 1 if r else 0) for r in range(6)]
+    votes = voted(*said, (base[0], dpo[1], -1))
+    table = games(votes, models)
+    counted = table.groupby(["a", "b"]).won.agg(["count", "sum"])
+    assert counted.loc[("dpo", "nft")].tolist() == [6, 6] and counted.loc[("base", "nft")].tolist() == [6, 0.5]
+    found = standings(table)
+    assert [row["model"] for row in found["models"]] == ["dpo", "nft", "base"]
+    assert found["games"] == 12 and found["ties"] == pytest.approx(1 / 12)
+    assert games(votes.iloc[:0], models).empty
 
 
 def test_which_judges_an_entry_names():

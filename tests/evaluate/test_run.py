@@ -460,20 +460,25 @@ def test_people_alone_are_a_judge(run, result):
     assert ">people <" in write_report(store).read_text()
 
 
-def test_a_judge_with_the_name_of_a_score_has_its_own_standings(monkeypatch):
+def test_a_judge_with_the_name_of_a_score_or_of_people_has_its_own_standings(monkeypatch):
     frame = pd.DataFrame({"request_id": ["r"], "index": [0], "id": ["i"]})
     games = pd.DataFrame([("r", "dpo", "base", 1.0)], columns=arena.COLUMNS)
     monkeypatch.setattr(arena, "by_judge", lambda *_: (games, {"failed": 0}))
     scores, images = (
         dict.fromkeys(("base", "dpo"), frame.assign(**more)) for more in ({"value": 1.0}, {"error": None})
     )
-    cfg = Eval(judges=["mllm", "other"])
-    found = arena.arena(Recipe(), cfg, Path("x"), dict.fromkeys(images), {"mllm": (scores, True)}, images)
+    images["dpo"] = images["dpo"].assign(id="j")
+    votes = pd.DataFrame({"first": ["i"], "second": ["j"], "verdict": [-1], "judge": ["ann"]})
+    cfg = Eval(judges=["mllm", "people", "other"])
+    found = arena.arena(Recipe(), cfg, Path("x"), dict.fromkeys(images), {"mllm": (scores, True)}, images, votes)
     assert {name: one["kind"] for name, one in found.items()} == {
         "mllm": "score",
         "mllm (compare)": "judge",
+        "people (compare)": "judge",
         "other": "judge",
+        "people": "people",
     }
+    assert [row["model"] for row in found["people"]["models"]] == ["dpo", "base"]
 
 
 def test_a_model_and_its_controls_are_ranked_in_the_report_only():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -187,6 +188,19 @@ def test_a_second_training_continues_both_networks(run, loop_of):
     before, after = weights(store, "first"), weights(store)
     moved = [key for key in before if not torch.equal(before[key], after[key])]
     assert before.keys() == after.keys() and {key.split(".")[0] for key in moved} == {"unet", "text_encoder"}
+
+
+def test_two_adapters_with_text_encoders_load_without_a_false_warning(run, capfd, caplog, recwarn):
+    store, recipe = run(lora=TEXT, steps=1, learning_rate=1e-2)
+    run_train(store, recipe, "dpo")
+    final = store.train("dpo") / "final"
+    shutil.copytree(final, store.folder / "copy")
+    capfd.readouterr(), caplog.clear(), recwarn.clear()
+    pipe = load_pipeline(recipe.model.base, adapters={str(final): 1.0, str(store.folder / "copy"): 0.5})
+    assert adapters.active_adapters(pipe.text_encoder) == ["start0", "start1"]
+    printed = capfd.readouterr().err + caplog.text
+    assert "LOAD REPORT" not in printed and "newly initialized" not in printed
+    assert not [warning for warning in recwarn if "peft_config" in str(warning.message)]
 
 
 def test_it_starts_from_an_adapter_with_and_one_without_text_encoders(run, loop_of):

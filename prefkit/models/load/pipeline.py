@@ -7,6 +7,7 @@ import inspect
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -326,7 +327,12 @@ def _load_file(pipe: Any, denoiser: str, path: Path, name: str) -> None:
     others = sorted({key.split(".")[0] for key in state if key.startswith("text_encoder")})
     if others and not any(isinstance(getattr(pipe, name, None), torch.nn.Module) for name in others):
         raise text_adapter_error(others[0])
-    with _without_warning("diffusers.loaders.lora_base", "No LoRA keys"):  # most adapters do not change text encoders
+    with (
+        _without_warning("diffusers.loaders.lora_base", "No LoRA keys"),  # most adapters do not change text encoders
+        _without_warning("transformers.integrations.peft", "LOAD REPORT"),  # lists other adapters' weights as missing
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended here
         if alphas:
             pipe.load_lora_weights(even_state(state, alphas), adapter_name=name)
         else:
@@ -342,11 +348,11 @@ def text_adapter_error(component: str) -> TrainingError:
 
 
 @contextmanager
-def _without_warning(logger: str, start: str) -> Iterator[None]:
-    """Temporarily suppress the warnings of the logger called `logger` that start with `start`."""
+def _without_warning(logger: str, text: str) -> Iterator[None]:
+    """Temporarily suppress the messages of the logger called `logger` that contain `text`."""
 
     def other(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(start)
+        return text not in record.getMessage()
 
     logging.getLogger(logger).addFilter(other)
     try:

@@ -107,13 +107,15 @@ def _add(net: Any, config: Any) -> None:
     """Add the trained adapter through peft; add_adapter of transformers 5.24 needs a peft that is not released yet."""
     from transformers import PreTrainedModel
 
-    if not isinstance(net, PreTrainedModel):
-        net.add_adapter(config, adapter_name=POLICY)
-        return
-    from peft import inject_adapter_in_model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended here
+        if not isinstance(net, PreTrainedModel):
+            net.add_adapter(config, adapter_name=POLICY)
+            return
+        from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(config, net, POLICY)
-    net._hf_peft_config_loaded = True
+        inject_adapter_in_model(config, net, POLICY)
+        net._hf_peft_config_loaded = True
 
 
 def _linear_endings(net: Any) -> list[str]:
@@ -154,9 +156,7 @@ def continue_lora(net: Any, start: str = "start0", dropout: float = 0.0) -> int:
     dropout: dropout of the copy. Returns the number of trainable parameters.
     """
     before = active_adapters(net)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended here
-        _add(net, _with_dropout(net.peft_config[start], dropout))
+    _add(net, _with_dropout(net.peft_config[start], dropout))
     with torch.no_grad():
         for _, layer in lora_layers(net):
             if start not in layer.lora_A:
