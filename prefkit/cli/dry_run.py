@@ -200,7 +200,8 @@ def _settings_score(recipe: Recipe, name: str) -> None:
 
 def _settings_pair(recipe: Recipe, name: str) -> None:
     """Check the settings of a pair entry against all scores and candidates, including those still to be made."""
-    from prefkit.pair.run import check_size, no_scores, settings_of
+    from prefkit.pair.run import check_size, settings_of
+    from prefkit.pair.weights import no_scores
     from prefkit.store.query import check_query
 
     config, strategy = settings_of(recipe, name)

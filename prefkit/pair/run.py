@@ -16,9 +16,9 @@ import pyarrow as pa
 from prefkit import registry
 from prefkit.config import Pair, Recipe, bounds, compatibility, content, plugin_options
 from prefkit.config.redo import trained_on
-from prefkit.errors import DamagedError, FingerprintError, NotYet, UsageError
+from prefkit.errors import DamagedError, FingerprintError, UsageError
 from prefkit.images import Background
-from prefkit.output import note, shell_quoted, warn
+from prefkit.output import note, warn
 from prefkit.pair.audit import audit, warnings_of
 from prefkit.pair.block import Aspects, distinct
 from prefkit.pair.card import card
@@ -28,16 +28,15 @@ from prefkit.pair.curate import curate
 from prefkit.pair.dataset import IMAGES, PairTable, write_lists, write_pairs, write_ties
 from prefkit.pair.leaks import leaks
 from prefkit.pair.pool import Pool, add_scores, hashed, read_pool
+from prefkit.pair.weights import NO_WEIGHT, note_added, weights_of, without_added
 from prefkit.store import Store
 from prefkit.store.files import read_json, sound_json, write_atomic, write_json
 from prefkit.store.folders import check_pairs, whole_folder
-from prefkit.store.query import in_query
 from prefkit.store.reader import CandidateReader
 from prefkit.store.seal import check, open_sealed
-from prefkit.store.table import compare_settings, read_part
+from prefkit.store.table import compare_settings
 from prefkit.types import digest
 
-NO_WEIGHT = "pair: every weight is 0. Give at least one score a weight other than 0."
 CHOICES = {
     "missing": ("drop_candidate", "drop_scorer", "drop_request"),
     "duplicates": ("near", "exact", "keep"),
@@ -51,7 +50,8 @@ class Inputs:
 
     weights: score name -> weight; specs: score name -> spec; stats: image statistics [N] in the pool's order, None
     if not measured; counts: numbers of requests, candidates and removed candidates; votes: the judges' verdicts, None
-    if the strategy uses scores; aspects: of the pool's candidates, None if the strategy does not use them.
+    if the strategy uses scores; aspects: of the pool's candidates, None if the strategy does not use them; added: scores
+    that are left out of the weights, because a model was trained on these pairs before.
     """
 
     weights: dict[str, float]
@@ -61,6 +61,7 @@ class Inputs:
     counts: dict[str, Any]
     votes: pd.DataFrame | None
     aspects: Aspects | None = None
+    added: Sequence[str] = ()
 
 
 def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = None) -> dict[str, Any]:
@@ -75,9 +76,10 @@ def run_pair(store: Store, recipe: Recipe, name: str, *, limit: int | None = Non
         spec = _spec(inputs, config)
         folder = store.pairs(name)
         existing = sound_json(folder / "spec.json") if _complete(folder) else None
+        _check_unused(store, name, spec)
+        note_added(name, weights, inputs.added)
         if existing is not None and existing.get("spec") == spec:
             return existing["counts"] | {"unchanged": True}
-        _check_unused(store, name, spec)
         outcome = _choose(inputs, config, strategy, name)
         report = audit(inputs.pool, outcome, list(weights), inputs.stats)
         paired = np.r_[outcome.pairs.win.to_numpy(), outcome.pairs.lose.to_numpy()]
@@ -109,13 +111,15 @@ def checked(store: Store, recipe: Recipe, name: str, limit: int | None) -> tuple
     config, strategy = settings_of(recipe, name)
     inputs = _read(store, config, strategy, name, limit, write=False)
     _check_unused(store, name, _spec(inputs, config))
+    note_added(name, inputs.weights, inputs.added)
     _choose(inputs, config, strategy, name)
     return inputs.weights, len(inputs.pool)
 
 
 def _read(store: Store, config: Pair, strategy: Any, name: str, limit: int | None, write: bool = True) -> Inputs:
     by_votes = hasattr(strategy, "compared")
-    weights = _without_added(store, config, name, weights_of(store, config, needed=not by_votes))
+    every = weights_of(store, config, needed=not by_votes)
+    weights, added = without_added(store, config, name, every, needed=not by_votes)
     pool, specs = add_scores(store, read_pool(store, config, limit), list(weights))
     counts: dict[str, Any] = {"requests": len(distinct(pool.frame.request.to_numpy())), "candidates": len(pool)}
     pool, stats = curate(store, pool, config, counts, write=write)
@@ -128,7 +132,7 @@ def _read(store: Store, config: Pair, strategy: Any, name: str, limit: int | Non
     if len(pool):
         check_size(strategy, int(np.bincount(pool.frame.request.to_numpy()).max()), name, config)
     aspects = strategy.read_aspects(store, pool, list(weights)) if len(pool) and by_aspects(strategy) else None
-    return Inputs(weights, pool, specs, stats, counts, None, aspects)
+    return Inputs(weights, pool, specs, stats, counts, None, aspects, added)
 
 
 def by_aspects(strategy: Any) -> bool:
@@ -213,74 +217,6 @@ def settled(config: Pair, strategy: Any, name: str) -> Pair:
                 f"pair.{name}: {key} {getattr(config, key)!r} is unknown; choose one of {', '.join(choices)}."
             )
     return config
-
-
-def _without_added(store: Store, config: Pair, name: str, weights: dict[str, float]) -> dict[str, float]:
-    """Return default weights without the scores that were added after a model was trained on pairs/NAME, and note them."""
-    if config.weights or not trained_on(store, name):
-        return weights
-    stored: dict[str, float] = {}
-    with suppress(DamagedError, FileNotFoundError):
-        stored = (read_json(store.pairs(name) / "spec.json").get("spec") or {}).get("weights") or {}
-    added = [alias for alias in weights if alias not in stored]
-    if not added or not stored.keys() <= weights.keys():
-        return weights
-    every = ", ".join(f"{alias}: 1" for alias in weights)
-    note(
-        f"pair {name}: a model was trained on these pairs before {', '.join(added)} was added, so they are still made without "
-        f"it. To pair by all scores, set pair.{name}.weights to {{{every}}} and use --redo, or another name under pair."
-    )
-    return {alias: weights[alias] for alias in stored}
-
-
-def weights_of(store: Store, config: Pair, needed: bool = True) -> dict[str, float]:
-    """Return {score name: weight} to pair by. Raises UsageError if a score is missing or evaluation-only.
-
-    needed: raise UsageError if there are none.
-    """
-    known = [alias for alias in store.names("scores") if alias in config.weights or has_values(store, alias)]
-    if not known and needed:
-        text = f"{store.folder} has no scores: run `prefkit score {shell_quoted(store.folder)}` first."
-        raise NotYet(text, "score", list(config.weights))
-    evaluation_only = {a for a in known if (store.scores(a).spec() or {}).get("evaluation_only")}
-    filtered = in_query(known, config.filter)
-    weights = dict(config.weights) or {a: 1.0 for a in known if a not in {*evaluation_only, *filtered}}
-    missing = [a for a in weights if a not in known]
-    if missing:
-        raise NotYet(no_scores(missing, known), "score", missing)
-    forbidden = [a for a in (*weights, *filtered) if a in evaluation_only]
-    if not weights and filtered and not forbidden and needed:
-        raise UsageError(
-            "pair: `filter` uses all scores, so none is left to pair by. Name the score to pair by in `weights`."
-        )
-    if forbidden or (not weights and needed):
-        raise UsageError(
-            f"pair: {', '.join(forbidden or known)} may only be used for evaluation. Use other scores in `weights` and "
-            "`filter`."
-        )
-    if needed and not any(weights.values()):
-        raise UsageError(NO_WEIGHT)
-    unknown = [a for a in config.ties if a not in weights]
-    if unknown:
-        raise UsageError(
-            f"pair: `ties` names {', '.join(unknown)}, which is not used for pairing; choose from {', '.join(weights)}."
-        )
-    return {a: w for a, w in weights.items() if w}
-
-
-def has_values(store: Store, alias: str) -> bool:
-    """True if the scorer succeeded for at least one candidate. Pairs need no score of a scorer that failed."""
-    table = store.scores(alias)
-    newest = read_part(path, ["value"]) if (path := next(reversed(table.parts()), None)) is not None else None
-    if newest is not None and newest.column("value").null_count < len(newest):
-        return True  # no later row replaces these, so the other parts need not be read
-    return bool(table.frame(["id", "value"]).value.notna().any())
-
-
-def no_scores(missing: Sequence[str], known: Sequence[str]) -> str:
-    return (
-        f"pair: no scores called {', '.join(missing)} exist, only {', '.join(known)}. Make them with `prefkit score`."
-    )
 
 
 def _tables(votes: pd.DataFrame) -> list[str]:

@@ -99,6 +99,9 @@ def test_a_score_that_is_added_later_changes_pairs_only_until_a_model_is_trained
     for more in (["--dry-run"], []):
         code, _, err = cli("pair", "-r", made, *more)
         assert code == 0 and "before later was added, so they are still made without it" in " ".join(err.split())
+    for more in (["--dry-run"], []):  # refused, so nothing is made without it
+        code, _, err = cli("pair", "-r", made, "--k", 1, *more)
+        assert code == 1 and "k: stored 2, requested 1" in err and "later was added" not in err
     assert path.read_bytes() == before and read_json(path)["spec"]["weights"] == {"size": 1, "taste": 1}
     command = ["pair", "-r", made, "--weights", "{later: 1, size: 1, taste: 1}"]
     assert cli(*command)[0] == 1 and cli(*command, "--redo")[0] == 0

@@ -22,7 +22,7 @@ from prefkit.pair.curate import NEAR_BITS, NEAR_LEVELS
 from prefkit.pair.leaks import twins
 from prefkit.store import Store
 from prefkit.store.decisions import append_decisions
-from prefkit.store.files import write_json
+from prefkit.store.files import read_json, write_json
 from prefkit.store.table import candidate_row, comparison_row
 from prefkit.types import Candidate, Comparison, Request
 
@@ -195,6 +195,19 @@ def test_votes_become_soft_labels(bench):
     assert counts["ties"] == 1 and won == {"c0000": pytest.approx(2 / 3), "c0001": 1.0}
     _, fitted = bench.pair(use="comparisons", weights={}, options={"bradley_terry": True})
     assert fitted.p.between(0.5, 1, inclusive="neither").all() and len(fitted) == 2
+
+
+def test_a_score_added_after_training_does_not_change_pairs_by_votes(bench, capsys):
+    rows = [Comparison(f"c{3 * i:04d}", f"c{3 * i + 1:04d}", "a", "someone") for i in range(2)]
+    bench.grow(2).store.comparisons("people").append([comparison_row(row) for row in rows])
+    bench.pair(use="comparisons", weights={})
+    write_json(bench.store.train("dpo") / "spec.json", {"train": {"pairs": "main"}})
+    path = bench.store.pairs("main") / "spec.json"
+    before = path.read_bytes()
+    bench.store.scores("new").append(bench.store.scores("a").frame(["id", "value"]).to_dict("records"))
+    counts, _ = bench.pair(use="comparisons", weights={})
+    assert counts["unchanged"] and path.read_bytes() == before and "new" not in read_json(path)["spec"]["scorers"]
+    assert "was added" not in capsys.readouterr().err  # the scores did not choose the pairs
 
 
 def test_a_person_is_one_judge_in_however_many_tables(bench):

@@ -12,6 +12,7 @@ from PIL import Image
 from prefkit.errors import PluginError, UsageError
 from prefkit.score.core import make_scorer, score_batch
 from prefkit.score.scorers._clauses import COLOURS, Found, clauses_of, evaluate, kept, overlap, related
+from prefkit.score.scorers._prompts import clauses_in
 from prefkit.score.scorers.geneval import crop
 from prefkit.types import Candidate
 
@@ -93,6 +94,57 @@ def test_clauses_that_make_no_sense(include, message):
         clauses_of({"include": include}, "include")
 
 
+KNOWN = {"cup", "dog", "knife", "bus", "vase", "wine glass", "orange", "scissors", "sheep", "person", "computer mouse"}
+
+
+@pytest.mark.parametrize(
+    "prompt, include",
+    [
+        ("a photo of a cup", [("cup",)]),
+        ("A photo of an orange.", [("orange",)]),
+        ("a photo of a wine glass and an orange", [("wine glass",), ("orange",)]),
+        ("a photo of two vases", [("vase", 2)]),
+        ("four buses", [("bus", 4)]),
+        ("three wine glasses", [("wine glass", 3)]),
+        ("two knives", [("knife", 2)]),
+        ("two knifes", [("knife", 2)]),  # as GenEval writes it
+        ("two sheep and one person", [("sheep", 2), ("person", 1)]),
+        ("three people", [("person", 3)]),
+        ("a photo of an orange scissors", [("scissors", None, "orange")]),
+        ("two red computer mice", [("computer mouse", 2, "red")]),
+        ("a photo of a red cup and a blue dog", [("cup", None, "red"), ("dog", None, "blue")]),
+        ("a photo of a dog left of a cup", [("cup",), ("dog", None, None, ["left of", 0])]),
+        ("a red cup to the right of a dog", [("dog",), ("cup", None, "red", ["right of", 0])]),
+        ("a dog above an orange", [("orange",), ("dog", None, None, ["above", 0])]),
+        ("a dog below an orange", [("orange",), ("dog", None, None, ["below", 0])]),
+    ],
+)
+def test_clauses_are_read_from_prompts_of_genevals_form(prompt, include):
+    keys = ("class", "count", "color", "position")
+    expected = [{key: value for key, value in zip(keys, clause) if value is not None} for clause in include]
+    columns = clauses_in(prompt, KNOWN.__contains__)
+    assert columns["include"] == clauses_of(columns, "include") == expected
+    exact = [{"class": c["class"], "count": c["count"] + 1} for c in expected if "count" in c]  # exactly, not at least
+    assert (columns.get("exclude", []), columns.get("tag")) == (exact, "counting" if exact else None)
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ("", "does not start with a, an or a number"),
+        ("a photo of no dogs", "'no dogs' does not start with"),
+        ("dogs and cups", "'dogs' does not start with"),
+        ("a cup on a table in the sun", "no class for 'cup on a table in the sun'"),
+        ("a teal cup", "no class for 'teal cup'"),
+        ("a cups", "no class for 'cups'"),
+        ("a red dog and a blue dog", "names dog twice"),
+    ],
+)
+def test_other_prompts_are_not_read(prompt, message):
+    with pytest.raises(ValueError, match=message):
+        clauses_in(prompt, KNOWN.__contains__)
+
+
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     import torch
@@ -137,6 +189,11 @@ def test_a_real_detector_class_is_asked(detector):
     unknown = {"include": [{"class": "Cat"}, {"class": "cats"}]}
     (failed,) = score_batch(scorer, [Candidate("c", "r", 0, 0, "p", picture("red"), extra=unknown)])
     assert failed.error == "the detector knows no class 'cats'. Did you mean 'cat'?"
+    read, failed = score_batch(
+        scorer, [Candidate(p[-4:], "r", 0, 0, p, picture("red")) for p in ("two cups left of a dog", "a cup by a dog")]
+    )
+    assert {"0 dog count", "1 cup count", "exclude 0 cup"} <= read.aspects.keys() and read.text == "found: nothing"
+    assert failed.value is None and failed.error.endswith("GenEval's: the detector knows no class for 'cup by a dog'")
 
 
 def test_a_colour_is_that_of_the_crop(monkeypatch):
@@ -320,6 +377,8 @@ def test_a_function_detects(tmp_path):
     )
     assert two.aspects["0 cup count"] == 1.0 and two.text == "found: cup 0.95, cup 0.50"
     assert one.aspects == {"0 cup count": 0.0} and one.value == 0.0 and one.text == "found: cup 0.95"
+    (unread,) = score_batch(scorer, [Candidate("c", "r", 0, 0, "a photo of two cups", picture("red"))])
+    assert unread.value is None and "the classes of the detector function are unknown" in unread.error
     for name, message in (
         ("short", "must return a list with one list of objects per image"),
         ("odd", "an object is (class, confidence"),

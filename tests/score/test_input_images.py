@@ -83,6 +83,8 @@ def test_a_comparison_shows_the_source_too():
     assert asked[1] == ["Image A:", "b", "Image B:", "a", "Both were made of ", IDS["red"], ". Which is better?"]
     with pytest.raises(UsageError, match=r"cannot have \{image\}"):
         compare(Judge(), [tuple(pair)], "j", template="{image}?")
+    with pytest.raises(UsageError, match=r"names \{sauce\}, but the requests have no such column"):
+        compare(Judge(), [tuple(pair)], "j", template="{prompt}{aspect} {sauce}?")
 
 
 @pytest.fixture
@@ -134,6 +136,36 @@ def test_a_run_scores_with_the_images_of_its_requests(edits, tmp_path, cli):
     assert edit.value.between(1, 5).all() and edit.error.isna().all()
     evaluated = Store(tmp_path / "run/eval/e/held_out/base")
     assert evaluated.input_images()(next(iter(run.store.inputs().ids())))
+
+
+def test_a_run_compares_beside_the_example_images_of_its_requests(edits, tmp_path, cli, monkeypatch):
+    asked = []
+
+    def masses(self, questions, labels):
+        asked.extend([p if isinstance(p, str) else p.pil().getpixel((0, 0)) for p in q.parts] for q in questions)
+        return [Reply(masses=(0.5, 0.5)) for _ in questions]
+
+    judge = make_scorer("mllm", {"model": "tiny"})
+    monkeypatch.setattr(type(judge.backend), "masses", masses)
+    template = "These are good:\n{good}\nWhich of A and B is more like these, for: {prompt}?"
+    options = {"model": "tiny"}
+    edits |= {"score": {}, "compare": {"like": {"use": "mllm", "template": template, "options": options}}}
+    edits["generate"]["own"]["n"] = 2
+    (tmp_path / "draw.py").write_text(
+        "from PIL import Image\n\ndef draw(prompts, seeds):\n"
+        "    return [Image.new('RGB', (32, 32), (s % 251, s % 241, 7)) for s in seeds]\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(edits))
+    code, _, err = cli("generate", "-r", tmp_path / "recipe.yaml")
+    assert code == 0, err
+    code, _, err = cli("compare", "-r", tmp_path / "recipe.yaml")
+    assert code == 0, err
+    examples = ["These are good:\n", (0, 128, 0), (0, 0, 255)]
+    assert len(asked) == 6  # three pairs in both orders
+    assert all(parts[0::2][:2] == ["Image A:", "Image B:"] and parts[4:7] == examples for parts in asked)
+    for ab, ba in zip(asked[0::2], asked[1::2]):
+        assert ab[1] == ba[3] != ab[3] == ba[1]
+    assert {parts[7] for parts in asked[:2]} == {"\nWhich of A and B is more like these, for: make it red?"}
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def compare(
     logprobs: p(first) = P(A) / (P(A) + P(B)) at the first token; a tie if |p - 1/2| <= margin. Over both orders,
     p(a better) = (p_ab(first) + 1 - p_ba(first)) / 2. text: the answer must be A, B or tie.
     If the two answers differ, the pair is a tie; if one of them fails, the pair fails.
-    Raises UsageError if the candidates of a pair have different prompts.
+    Raises UsageError if the candidates of a pair have different prompts, or no request has a column of the template.
     """
     if IMAGE in placeholders(template):
         raise UsageError(
@@ -63,6 +63,9 @@ def compare(
     for a, b in pairs:
         if a.prompt != b.prompt:
             raise UsageError(f"candidates {a.id} and {b.id} have different prompts, so they cannot be compared.")
+    unknown = placeholders(template) - {"prompt", "aspect"}.union(*(pair[0].extra for pair in pairs))
+    if pairs and unknown:
+        raise UsageError(f"compare: the template names {{{min(unknown)}}}, but the requests have no such column.")
     orders = [(pair, order) for pair in pairs for order in ("ab", "ba")]
     questions = [_question(pair if order == "ab" else pair[::-1], template, aspect) for pair, order in orders]
     if answer == "logprobs":

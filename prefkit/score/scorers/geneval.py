@@ -2,7 +2,9 @@
 
 A request has the column `include`, a list of clauses {"class": "cup", "count": 2, "color": "red", "position": ["left of",
 0]}, and optionally `exclude`, clauses of what must not be there. `position` relates the objects of the clause to those of
-the clause with that index. These are the columns of GenEval's own metadata. Each clause has an aspect per condition
+the clause with that index. These are the columns of GenEval's own metadata. Without them, the clauses are read from the
+prompt, which must have the form of GenEval's ("a photo of two dogs", "a red car and a blue bench", "a dog left of a cat");
+an image of another prompt fails. Prompts are not read if `detector` is a function, whose classes are unknown. Each clause has an aspect per condition
 (`0 cup count`: 1 or 0), so scores, pairs (strategy `one_aspect`) and reports can say what was wrong. The value is the
 fraction of the conditions that hold, or with `value: all`, 1 if all hold, else 0, as GenEval's benchmark reports it.
 
@@ -24,15 +26,16 @@ made grey. Detectors of transformers give boxes, so the background stays; a func
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefkit.errors import UsageError
 from prefkit.registry import nearest
 from prefkit.score.embed.encoder import Encoder
 from prefkit.score.scorers._clauses import COLOURS, Found, clauses_of, evaluate, kept
 from prefkit.score.scorers._detectors import detector_of
+from prefkit.score.scorers._prompts import clauses_in
 from prefkit.types import Candidate, Score, ScorerSpec
 
 if TYPE_CHECKING:
@@ -70,7 +73,7 @@ class GenevalOptions:
 
 class Geneval:
     Options = GenevalOptions
-    requires = frozenset({"image", "include"})
+    requires = frozenset({"image", "prompt"})
     scope = "absolute"
 
     def __init__(self, options: GenevalOptions) -> None:
@@ -111,13 +114,14 @@ class Geneval:
         return [self._score(c, image, found) for c, image, found in zip(batch, images, detections)]
 
     def _score(self, candidate: Candidate, image: Image, found: Sequence[Found]) -> Score:
-        counting = candidate.extra.get("tag") == "counting"
-        least = self.options.counting_threshold if counting else self.options.threshold
         try:
-            include, exclude = (clauses_of(candidate.extra, name) for name in ("include", "exclude"))
+            columns = self._columns(candidate)
+            include, exclude = (clauses_of(columns, name) for name in ("include", "exclude"))
             names = {clause["class"]: self._class(clause["class"]) for clause in (*include, *exclude)}
         except ValueError as error:
             return Score(None, error=str(error))
+        counting = columns.get("tag") == "counting"
+        least = self.options.counting_threshold if counting else self.options.threshold
         objects = {
             name: kept([one for one in found if one.name == known], least, self.options.max_overlap)
             for name, known in names.items()
@@ -127,6 +131,21 @@ class Geneval:
         value = math.fsum(held) / len(held) if self.options.value == "fraction" else float(all(held))
         judged = {name: float(result) for name, result in results.items() if result is not None}
         return Score(value, judged, f"found: {_listed(found, least)}")
+
+    def _columns(self, candidate: Candidate) -> Mapping[str, Any]:
+        """Return the request's columns, or those that its prompt stands for. Raises ValueError if it has neither."""
+        if any(candidate.extra.get(column) is not None for column in ("include", "exclude")):
+            return candidate.extra
+        if not self.detect.classes:
+            raise ValueError("the request has no column include, and the classes of the detector function are unknown")
+        try:
+            return clauses_in(candidate.prompt, self._knows)
+        except ValueError as error:
+            text = f"the request has no column include, and the prompt does not have the form of GenEval's: {error}"
+            raise ValueError(text) from error
+
+    def _knows(self, name: str) -> bool:
+        return name in self.detect.classes or COCO.get(name) in self.detect.classes
 
     def _class(self, name: str) -> str:
         """Return the detector's name of a clause's class. Raises ValueError if the detector does not know it."""

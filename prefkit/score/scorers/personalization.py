@@ -5,7 +5,8 @@
 The items are those of the user's history in the request's category, or the whole history if it has none in that
 category. The score fails for a user without a history. FashionDPO (arXiv 2504.12900, section 4.2) uses it as a reward
 with at most ten items, unnormalised embeddings and 100 times the cosine: `items: raw, scale: 100, most: 10`. By default
-all items have equal weight. Evaluate a model that was tuned on this score with another score.
+all items have equal weight. If each request has its own example images instead of a user, use the scorer `similarity`
+(`examples`: their column). Evaluate a model that was tuned on this score with another score.
 
 A request has the column `user` and optionally `category` and `truth`, an item to exclude because it is the answer. The
 history has the columns `user` and `image`, optionally `category` and `item`; paths are relative to the table's folder.
