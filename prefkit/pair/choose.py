@@ -11,9 +11,8 @@ import pandas as pd
 
 from prefkit.config import Pair
 from prefkit.pair.block import Aspects, Chosen, ScoreTable, blocks
-from prefkit.pair.combine import combine
 from prefkit.pair.contract import check_block, of_requests, pairs_of
-from prefkit.pair.normalise import TIES
+from prefkit.pair.normalise import TIES, combine
 from prefkit.plugin_guard import guarded, is_own
 
 

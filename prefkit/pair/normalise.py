@@ -1,6 +1,8 @@
-"""Normalise the scores of one scorer, within each request or over the whole run."""
+"""Normalise the scores of each scorer, and combine several scorers' into one value per candidate: their weighted mean."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ TIES = {"centred": 0.1, "zscore": 0.1}
 #: normalisations whose result does not change if all values are multiplied by a constant
 SCALE_FREE = ("centred", "zscore", "minmax")
 LARGEST = 1e300
+BITS = 40  # of the 53 of float64, to which a mean of several scores is rounded
 
 
 def normalise(values: np.ndarray, groups: np.ndarray, how: str, scope: str = "request") -> np.ndarray:
@@ -95,3 +98,38 @@ def _winrate(values: np.ndarray, codes: np.ndarray, how: str) -> np.ndarray:
         total = (0.5 + 0.5 * np.tanh(gap / 2)).sum(axis=2) - 0.5  # sum of sigmoid, minus sigmoid(0) with itself
         result[rows] = total / (count - 1)
     return result
+
+
+def combine(
+    columns: Mapping[str, np.ndarray],
+    signs: Mapping[str, float],
+    weights: Mapping[str, float],
+    groups: np.ndarray,
+    how: str,
+    scope: str = "request",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (value [N], scores [N, S]): combined and normalised scores, higher is better, S in the order of `weights`.
+
+    value = sum |weight| * score / sum |weight| over the scores that are present, NaN if there are none; only the
+    proportions of the weights matter. A negative weight inverts its score.
+    A mean of several scores is rounded to BITS significant bits, and is 0 if the candidate's scores cancel to within as
+    many bits: equal means of different scores differ in the last bits of float64, and would become pairs at `tie: 0` or be
+    on different sides of a threshold.
+    """
+    signed = (columns[alias] * (signs[alias] * np.sign(weight)) for alias, weight in weights.items())
+    scores = np.stack([normalise(values, groups, how, scope) for values in signed], axis=1)
+    sizes = np.abs(np.array(list(weights.values()), dtype=np.float64))
+    missing = np.isnan(scores)
+    if not missing.any():
+        return _rounded(scores @ (sizes / sizes.sum()), scores), scores
+    present = (~missing) @ sizes
+    total = np.where(missing, 0.0, scores) @ sizes
+    return _rounded(np.where(present > 0, total / np.where(present > 0, present, 1.0), np.nan), scores), scores
+
+
+def _rounded(value: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    if scores.shape[1] == 1:
+        return value
+    cancelled = np.abs(value) < np.ldexp(np.nanmax(np.abs(scores), axis=1, initial=0.0), -BITS)
+    mantissa, exponent = np.frexp(np.where(cancelled, 0.0, value))
+    return np.ldexp(np.rint(np.ldexp(mantissa, BITS)), exponent - BITS)

@@ -79,7 +79,10 @@ def read_pool(store: Store, config: Pair, limit: int | None = None) -> Pool:
             parts.append(part.select(SCHEMA.names).cast(SCHEMA))
             numbers.append(np.full(len(part), generators.index(path.parent.name), np.int16))
             hashes.append(other.submit(hashed, parts[-1]["id"]))
-        found = {"generator": np.concatenate(numbers), "hash": np.r_[np.zeros(0, np.int64), *(h.result() for h in hashes)]}
+        found = {
+            "generator": np.concatenate(numbers),
+            "hash": np.r_[np.zeros(0, np.int64), *(h.result() for h in hashes)],
+        }
     table = pa.concat_tables(parts)
     for name, values in found.items():
         table = table.append_column(name, pa.array(values))

@@ -30,7 +30,7 @@ def clauses_in(prompt: str, known: Callable[[str], bool]) -> dict[str, Any]:
         include = [_clause(phrase, known) for phrase in text.split(" and ")]
     names = [clause["class"] for clause in include]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"the prompt names {twice[0]} twice, so its clauses cannot be told apart")
+        raise ValueError(f"the prompt names {twice[0]} twice, so prefkit cannot distinguish its clauses")
     exclude = [{"class": c["class"], "count": c["count"] + 1} for c in include if "count" in c]
     return {"include": include, **({"tag": "counting", "exclude": exclude} if exclude else {})}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prefkit.output import warn
-from prefkit.pair.combine import combine
+from prefkit.pair.normalise import combine
 from prefkit.score.scorer_set import Scores
 from prefkit.types import Score
 

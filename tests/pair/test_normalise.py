@@ -7,7 +7,7 @@ import pytest
 
 from prefkit.config import Pair, Recipe, compatibility
 from prefkit.errors import UsageError
-from prefkit.pair.combine import combine, normalise
+from prefkit.pair.normalise import combine, normalise
 
 NAN = float("nan")
 
