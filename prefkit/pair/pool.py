@@ -18,6 +18,7 @@ from prefkit.output import shell_quoted
 from prefkit.pair.block import Aspects
 from prefkit.store import Store
 from prefkit.store.latest import located
+from prefkit.store.table import Table
 
 TEXT = pa.large_string()
 SCHEMA = pa.schema(
@@ -121,14 +122,15 @@ def hashed(ids: pa.ChunkedArray) -> np.ndarray:
 
 def add_scores(store: Store, pool: Pool, aliases: list[str]) -> tuple[Pool, dict[str, Any]]:
     """Return (the pool with a float64 column per score, {score name: spec}). NaN = missing or failed."""
-    frame, specs = pool.frame.copy(deep=False), {}
-    for alias in aliases:
-        table = store.scores(alias)
-        specs[alias] = table.spec() or {}
+    frame, tables = pool.frame.copy(deep=False), [store.scores(alias) for alias in aliases]
+
+    def column(table: Table) -> np.ndarray:
         parts = table.read(["id", "value"])
-        column = _joined(pool.ids, parts["id"].cast(TEXT), parts["value"].to_numpy())
-        frame[alias] = column[frame.row.to_numpy()]
-    return replace(pool, frame=frame), specs
+        return _joined(pool.ids, parts["id"].cast(TEXT), parts["value"].to_numpy())[frame.row.to_numpy()]
+
+    with ThreadPoolExecutor(2) as both:  # reading and joining run without the GIL
+        frame = frame.assign(**dict(zip(aliases, both.map(column, tables))))
+    return replace(pool, frame=frame), {alias: table.spec() or {} for alias, table in zip(aliases, tables)}
 
 
 def _joined(ids: pa.ChunkedArray, scored: pa.ChunkedArray, values: np.ndarray) -> np.ndarray:
